@@ -1,0 +1,88 @@
+# Everything one does with this project. `make help` lists it.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
+ARGS ?=
+
+.PHONY: help setup demo up down status test check lint types contracts unit simulate bench chaos format lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make .venv with everything needed (once)
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed as '$(PYTHON)': install the Debian package python3, or name one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "Python's venv module is needed: install the Debian package python3-venv (apt install python3-venv)" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing Python packages into $(VENV) (once) ..."
+	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements/dev.txt
+	@$(PIP) install --quiet --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH_READY): requirements/bench.txt $(READY)
+	@echo "Installing the systems to compare with into $(VENV) (once) ..."
+	@$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements/bench.txt
+	@touch $@
+
+demo: $(READY) ## Start everything in a fresh folder, run the guided example, stop
+	@$(BIN)/ap demo $(ARGS)
+
+up: $(READY) ## Start everything and stay in the foreground (Ctrl-C stops it)
+	@$(BIN)/ap up $(ARGS)
+
+down: $(READY) ## Stop what `make up` started
+	@$(BIN)/ap down $(ARGS)
+
+status: $(READY) ## Say what is running and where
+	@$(BIN)/ap status $(ARGS)
+
+test: $(READY) ## All tests, with Postgres and Kafka started for them
+	@$(PY) -m pytest $(ARGS)
+
+check: lint types contracts unit simulate ## What CI runs before the tests: under a minute, no servers
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+contracts: $(READY)
+	@$(BIN)/lint-imports
+
+unit: $(READY)
+	@$(PY) -m pytest -q -m "not services and not simulation and not slow" $(ARGS)
+
+simulate: $(READY)
+	@AP_SIMULATION_SEEDS=$${AP_SIMULATION_SEEDS:-20} $(PY) -m pytest -q -m "simulation and not slow" $(ARGS); \
+	  status=$$?; test $$status -eq 5 && exit 0; exit $$status
+
+bench: $(BENCH_READY) ## Compare with other durable engines on this machine
+	@$(BIN)/ap bench $(ARGS)
+
+chaos: $(READY) ## Kill things for a while and verify every invariant
+	@$(BIN)/ap chaos $(ARGS)
+
+format: $(READY) ## Format and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(READY) ## Write requirements/*.txt anew from pyproject.toml (needs the package uv)
+	@$(PY) -m infra.locking
+
+clean: ## Remove the environment, caches and local data
+	@test ! -x $(BIN)/ap || $(BIN)/ap down --quiet || true
+	@rm -rf $(VENV) .ap .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
