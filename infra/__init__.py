@@ -1,0 +1,1 @@
+"""Everything that is not the domain: composition, settings, database, servers, command line."""

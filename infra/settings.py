@@ -1,0 +1,299 @@
+"""Settings of every role: names, bounds and where each value came from."""
+
+import difflib
+import fnmatch
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "AGENT_PLATFORM_"
+ENV_FILE = ".env"
+
+# Names that the platform's predecessors read and that have no use here; they are reported, not refused.
+UNUSED_PATTERNS = ("REDIS_URL", "*_SERVICE_URL", "PYTHON_BIN", "SMOKE_*")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Partitions = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class SettingsError(Exception):
+    """Some settings cannot be used; `problems` names each with its reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """All settings: read from AGENT_PLATFORM_<NAME>, then from a `.env` file, else the default holds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    # Where things are
+    database_url: Annotated[str | None, Field(repr=False, description="Postgres 18 with pgvector")] = None
+    kafka_bootstrap: Annotated[str | None, Field(description="host:port[,host:port] of Kafka")] = None
+    data_dir: Annotated[Path, Field(description="data of the embedded services")] = Path(".ap")
+    cache_dir: Annotated[Path | None, Field(description="fetched jars; default: the user's cache")] = None
+    embedded_kafka_heap_megabytes: Annotated[int, Field(ge=128, le=65_536)] = 512
+
+    # Topics
+    topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
+    commands_partitions: Partitions = 24
+    ingress_partitions: Partitions = 12
+    events_partitions: Partitions = 24
+    steps_partitions: Partitions = 12
+    replies_partitions: Partitions = 32
+    live_partitions: Partitions = 12
+    dead_letters_partitions: Partitions = 6
+    topic_replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+    topic_min_insync_replicas: Annotated[int, Field(ge=1, le=9)] = 1
+
+    # Gateway
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Port = 8000
+    gateway_instance: Annotated[int, Field(ge=0, description="which partition of `replies` it reads")] = 0
+    auth_required: bool = False
+    authz_required: bool = False
+    bootstrap_open: Annotated[bool, Field(description="anybody may make the first API key")] = False
+    bootstrap_token: SecretStr | None = None
+    outcome_wait_seconds: Annotated[float, Field(ge=0, le=30)] = 5
+    body_bytes_max: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    commands_in_flight_max: Annotated[int, Field(ge=1, description="per tenant")] = 1000
+    requests_per_second_max: Annotated[int, Field(ge=1, description="per API key")] = 1000
+
+    # Worker: lanes
+    session_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = 6
+    heartbeat_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    batch_records_max: Annotated[int, Field(ge=1, le=10_000)] = 300
+    batch_rows_max: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    batch_deciding_milliseconds_max: Annotated[int, Field(ge=1, le=60_000)] = 100
+    transaction_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 10
+    idle_in_transaction_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 3
+    lock_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 5
+    database_connections_max: Annotated[int, Field(ge=1, le=1000)] = 10
+    wire_version: Annotated[int, Field(ge=1)] = 1
+
+    # Steps
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = 8
+    lease_renew_seconds: Annotated[float, Field(gt=0, le=600)] = 2
+    step_concurrency: Annotated[int, Field(ge=0, le=10_000)] = 64
+    step_poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    worker_dry_run: Annotated[
+        bool,
+        Field(validation_alias=AliasChoices(PREFIX + "WORKER_DRY_RUN", PREFIX + "AGENT_WORKER_DRY_RUN")),
+    ] = False
+    code_sandbox: Literal["monty", "bubblewrap"] = "monty"
+    max_timeout_seconds: Annotated[float, Field(gt=0, le=3600, description="longest code or tool call")] = 30
+
+    # Models and embeddings
+    provider_base_url: str | None = None
+    provider_api_key: SecretStr | None = None
+    default_model: str = "gpt-4o-mini"
+    embedding_provider: Literal["local", "http"] = "local"
+    embedding_base_url: str | None = None
+    embedding_api_key: SecretStr | None = None
+    embedding_model: str | None = None
+    embedding_dimensions: Annotated[int, Field(ge=8, le=2000)] = 256
+    embedding_fallback_enabled: bool = True
+
+    # Secrets and calls to the outside
+    credential_keys: Annotated[SecretStr | None, Field(description="comma-separated, first encrypts")] = None
+    egress_allowed_hosts: Annotated[str, Field(description="internal hosts that may be called")] = ""
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_only(cls, value: str | None) -> str | None:
+        return None if value is None else plain_postgres_url(value)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.auth_required and not is_loopback(self.gateway_host):
+            raise ValueError(
+                f"{PREFIX}AUTH_REQUIRED=false is accepted on a loopback address only, and "
+                f"{PREFIX}GATEWAY_HOST is {self.gateway_host}: require authentication or bind to 127.0.0.1"
+            )
+        if self.heartbeat_seconds * 3 > self.session_timeout_seconds:
+            raise ValueError(
+                f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}SESSION_TIMEOUT_SECONDS"
+            )
+        if self.lease_renew_seconds * 2 > self.lease_seconds:
+            raise ValueError(f"{PREFIX}LEASE_RENEW_SECONDS must be at most half of {PREFIX}LEASE_SECONDS")
+        if self.gateway_instance >= self.replies_partitions:
+            raise ValueError(f"{PREFIX}GATEWAY_INSTANCE must be below {PREFIX}REPLIES_PARTITIONS")
+        if self.topic_min_insync_replicas > self.topic_replication_factor:
+            raise ValueError(
+                f"{PREFIX}TOPIC_MIN_INSYNC_REPLICAS must not exceed {PREFIX}TOPIC_REPLICATION_FACTOR"
+            )
+        return self
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's address as SQLAlchemy's asyncpg dialect wants it."""
+        return self.required_database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
+
+    @property
+    def required_database_url(self) -> str:
+        if self.database_url is None:
+            raise SettingsError([f"{PREFIX}DATABASE_URL is not set: start everything by `ap up`, or set it"])
+        return self.database_url
+
+    @property
+    def required_kafka_bootstrap(self) -> str:
+        if self.kafka_bootstrap is None:
+            raise SettingsError(
+                [f"{PREFIX}KAFKA_BOOTSTRAP is not set: start everything by `ap up`, or set it"]
+            )
+        return self.kafka_bootstrap
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; `overrides` (command line options) win. Raises SettingsError naming each problem."""
+    problems = unknown_names(_names_given())
+    try:
+        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(problems + _explain(error)) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def setting_name(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def known_names() -> set[str]:
+    return {setting_name(field) for field in Settings.model_fields} | {PREFIX + "AGENT_WORKER_DRY_RUN"}
+
+
+def unused_names(names: Mapping[str, str] | None = None) -> list[str]:
+    """Names given that belong to no setting of ours but are known to have been settings elsewhere."""
+    given = _names_given() if names is None else names
+    return sorted(name for name in given if name.upper() not in known_names() and _is_unused(name))
+
+
+def unknown_names(given: Mapping[str, str]) -> list[str]:
+    """One problem for each name with our prefix that nobody reads, with the nearest one that exists."""
+    known = known_names()
+    problems = []
+    for name in sorted(given):
+        if name.upper() in known or _is_unused(name):
+            continue
+        near = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]}?" if near else "; `ap config` lists all settings"
+        problems.append(f"{name} is not a setting{hint}")
+    return problems
+
+
+def setting_sources(settings: Settings, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """For each field where its value came from: command line, environment, .env or default."""
+    environment = {name.upper() for name in os.environ}
+    file = {name.upper() for name in _file_values()}
+    sources = {}
+    for field in Settings.model_fields:
+        names = {setting_name(field)} | (
+            {PREFIX + "AGENT_WORKER_DRY_RUN"} if field == "worker_dry_run" else set()
+        )
+        if overrides.get(field) is not None:
+            sources[field] = "command line"
+        elif names & environment and field in settings.model_fields_set:
+            sources[field] = "environment"
+        elif names & file and field in settings.model_fields_set:
+            sources[field] = ENV_FILE
+        else:
+            sources[field] = "default"
+    return sources
+
+
+def masked(settings: Settings, field: str) -> str:
+    """The value of a field as it may be shown: secrets and passwords as stars."""
+    value = getattr(settings, field)
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return "********"
+    return mask_password(str(value)) if field.endswith("_url") else str(value)
+
+
+def mask_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:********@{host}"))
+
+
+def plain_postgres_url(url: str) -> str:
+    """Take any usual spelling of a Postgres address and give the driver-free one."""
+    scheme, separator, rest = url.partition("://")
+    base = scheme.lower().partition("+")[0]
+    if base == "sqlite" or url.lower().startswith("sqlite:"):
+        raise ValueError(
+            "SQLite is not supported: give a postgresql:// address, or none for the embedded server"
+        )
+    if base not in ("postgresql", "postgres") or not separator or not rest:
+        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    return f"postgresql://{rest}"
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_unused(name: str) -> bool:
+    rest = name.upper().removeprefix(PREFIX)
+    return any(fnmatch.fnmatchcase(rest, pattern) for pattern in UNUSED_PATTERNS)
+
+
+def _file_values() -> dict[str, str]:
+    if not Path(ENV_FILE).is_file():
+        return {}
+    values = dotenv_values(ENV_FILE, encoding="utf-8")
+    return {name: value or "" for name, value in values.items() if name.upper().startswith(PREFIX)}
+
+
+def _names_given() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+    return _file_values() | environment
+
+
+def _explain(error: ValidationError) -> list[str]:
+    problems = []
+    for detail in error.errors(include_url=False, include_context=False):
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            problems.append(message)
+            continue
+        field = str(detail["loc"][0])
+        name = field if field.startswith(PREFIX) else setting_name(field)
+        problems.append(f"{name}: {message}")
+    return problems
