@@ -1,0 +1,1 @@
+"""The kernel: lanes, batches in one transaction, producing, replay, dead letters."""

@@ -1,0 +1,174 @@
+"""Tables as the kernel writes them: a SQLAlchemy table, its row type, and which columns ever change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import UUID
+
+metadata = sa.MetaData()
+
+
+class Json(sa.types.TypeDecorator[Any]):
+    """A JSON value kept as its UTF-8 text in `bytea`: written and read without a parse in Postgres."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> bytes | None:
+        return None if value is None else orjson.dumps(value)
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> Any:
+        return None if value is None else orjson.loads(value)
+
+
+class Instant(sa.types.TypeDecorator[float]):
+    """A moment in seconds since 1970 as the fold knows it; 0 is stored as null."""
+
+    impl = sa.Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        return value or None
+
+    def process_result_value(self, value: float | None, dialect: sa.Dialect) -> float:
+        return value or 0.0
+
+
+def instant(seconds: float) -> str | None:
+    """A moment as people and JSON see it: RFC 3339 in UTC with microseconds; None for 0."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z") if seconds else None
+
+
+def uuid_column(name: str, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, UUID(as_uuid=False), **options)
+
+
+_PG_TYPES: tuple[tuple[type[Any], str], ...] = (
+    (Json, "bytea"),
+    (Instant, "float8"),
+    (UUID, "uuid"),
+    (sa.LargeBinary, "bytea"),
+    (sa.Boolean, "bool"),
+    (sa.SmallInteger, "int2"),
+    (sa.BigInteger, "int8"),
+    (sa.Integer, "int4"),
+    (sa.Double, "float8"),
+    (sa.Text, "text"),
+)
+
+
+def pg_type(column: sa.Column[Any]) -> str:
+    """The Postgres name of a column's type, for `unnest($n::type[])`."""
+    for kind, name in _PG_TYPES:
+        if isinstance(column.type, kind):
+            return name
+    raise TypeError(f"{column} has a type the kernel cannot write: {column.type!r}")
+
+
+def _dump_json(value: Any) -> bytes | None:
+    return None if value is None else orjson.dumps(value)
+
+
+def _load_json(value: bytes | None) -> Any:
+    return None if value is None else orjson.loads(value)
+
+
+def _dump_instant(value: float) -> float | None:
+    return value or None
+
+
+def _load_instant(value: float | None) -> float:
+    return value or 0.0
+
+
+def _load_uuid(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How one field of a row goes to Postgres and back; None: as it is."""
+
+    name: str
+    pg_type: str
+    dump: Callable[[Any], Any] | None
+    load: Callable[[Any], Any] | None
+
+
+def _column(column: sa.Column[Any]) -> Column:
+    kind = pg_type(column)
+    if isinstance(column.type, Json):
+        return Column(column.name, kind, _dump_json, _load_json)
+    if isinstance(column.type, Instant):
+        return Column(column.name, kind, _dump_instant, _load_instant)
+    if kind == "uuid":
+        return Column(column.name, kind, None, _load_uuid)
+    return Column(column.name, kind, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A projection table for the kernel.
+
+    `row`'s fields are the table's columns, in the table's order, `id` first. `mutable`: the columns an
+    update writes; the others are written once. `parent`: the column that holds the aggregate's id.
+    `live` (and `live_sql`, the same said in SQL) tells the rows that `Rows.live` returns. `volatile`: rows
+    others may change behind the lane's back, so they are read with their lock in each transaction.
+    """
+
+    table: sa.Table
+    row: type[Any]
+    columns: tuple[Column, ...]
+    mutable: tuple[Column, ...]
+    parent: str
+    live: Callable[[Any], bool]
+    live_sql: str
+    whole: bool
+    volatile: Callable[[Any], bool] | None
+    operational: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+
+def table_spec(
+    table: sa.Table,
+    row: type[Any],
+    *,
+    mutable: Sequence[str],
+    parent: str = "id",
+    live: Callable[[Any], bool] = lambda row: True,
+    live_sql: str = "true",
+    whole: bool = False,
+    volatile: Callable[[Any], bool] | None = None,
+    operational: Sequence[str] = (),
+) -> TableSpec:
+    """Bind a row type to its table. Raises TypeError if their fields differ.
+
+    `whole`: live rows are all rows, so one that is not among them does not exist. `operational`: columns that
+    are not folded from events (leases), left out when a rebuild is compared.
+    """
+    names = [field.name for field in fields(row)]
+    columns = [column.name for column in table.columns]
+    if names != columns or names[0] != "id":
+        raise TypeError(f"{row.__name__} has {names}, table {table.name} has {columns}")
+    by_name = {column.name: _column(column) for column in table.columns}
+    return TableSpec(
+        table=table,
+        row=row,
+        columns=tuple(by_name[name] for name in names),
+        mutable=tuple(by_name[name] for name in mutable),
+        parent=parent,
+        live=live,
+        live_sql=live_sql,
+        whole=whole,
+        volatile=volatile,
+        operational=frozenset(operational),
+    )

@@ -1,0 +1,1 @@
+"""Rows that make sending and receiving exact: outbox, inbox, timers, outcomes."""

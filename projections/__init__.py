@@ -1,0 +1,1 @@
+"""What is known: frozen state, its fold, its tables and queries."""

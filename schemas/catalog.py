@@ -1,0 +1,102 @@
+"""Wire contract of definitions: apps, workflows and their versions. These names are stored; renaming one is a migration."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Name, Text, natural_id
+
+Kind = Literal["app", "workflow"]
+
+
+def definition_id(tenant_id: str, kind: Kind, code: str, app_id: str | None = None) -> str:
+    """A definition's id: its kind and code in its tenant; a workflow's key includes its app."""
+    return natural_id(tenant_id, kind, code) if app_id is None else natural_id(tenant_id, kind, app_id, code)
+
+
+class CreateDefinition(Command):
+    type: Literal["catalog.create_definition"] = "catalog.create_definition"
+    public: ClassVar[bool] = True
+    kind: Kind
+    code: Code
+    name: Name
+    description: Text = ""
+    app_id: ForeignId | None = None
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return definition_id(tenant_id, self.kind, self.code, self.app_id)
+
+
+class ChangeDefinition(Command):
+    type: Literal["catalog.change_definition"] = "catalog.change_definition"
+    public: ClassVar[bool] = True
+    definition_id: Id
+    kind: Kind
+    name: Name | None = None
+    description: Text | None = None
+    status: Literal["active", "archived"] | None = None
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.definition_id
+
+
+class CreateVersion(Command):
+    """A new version of a definition; `spec` is checked against its kind (a workflow's is its DSL)."""
+
+    type: Literal["catalog.create_version"] = "catalog.create_version"
+    public: ClassVar[bool] = True
+    definition_id: Id
+    kind: Kind
+    spec: JsonObject
+    status: Literal["draft", "published"] = "draft"
+    description: Text = ""
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.definition_id
+
+
+class PublishVersion(Command):
+    type: Literal["catalog.publish_version"] = "catalog.publish_version"
+    public: ClassVar[bool] = True
+    definition_id: Id
+    version_id: Id
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.definition_id
+
+
+class DefinitionCreated(Event):
+    type: Literal["catalog.definition_created"] = "catalog.definition_created"
+    kind: Kind
+    code: str
+    name: str
+    description: str = ""
+    app_id: str | None = None
+
+
+class DefinitionChanged(Event):
+    type: Literal["catalog.definition_changed"] = "catalog.definition_changed"
+    name: str | None = None
+    description: str | None = None
+    status: str | None = None
+
+
+class VersionCreated(Event):
+    type: Literal["catalog.version_created"] = "catalog.version_created"
+    version_id: str
+    number: int
+    kind: Kind
+    spec: JsonObject
+    problems: list[JsonObject] = Field(default_factory=list)
+    description: str = ""
+
+
+class VersionPublished(Event):
+    type: Literal["catalog.version_published"] = "catalog.version_published"
+    version_id: str
+
+
+COMMANDS: tuple[type[Command], ...] = (CreateDefinition, ChangeDefinition, CreateVersion, PublishVersion)
+EVENTS: tuple[type[Event], ...] = (DefinitionCreated, DefinitionChanged, VersionCreated, VersionPublished)

@@ -1,0 +1,66 @@
+"""Every message by its type name, and how a body becomes a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pydantic
+import pydantic_core
+
+from schemas import access, catalog, runtime, values
+from schemas.envelope import Malformed
+from schemas.messages import Command, Event, JsonObject
+
+COMMANDS: Mapping[str, type[Command]] = {
+    command.model_fields["type"].default: command for command in (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS)
+}
+EVENTS: Mapping[str, type[Event]] = {
+    event.model_fields["type"].default: event for event in (*catalog.EVENTS, *runtime.EVENTS, *access.EVENTS)
+}
+
+
+class Invalid(Malformed):
+    """A body that does not fit its type: `errors` name each field by JSON pointer."""
+
+    def __init__(self, code: str, detail: str, errors: tuple[JsonObject, ...]) -> None:
+        super().__init__(code, detail)
+        self.errors = errors
+
+
+def pointer(location: tuple[int | str, ...]) -> str:
+    """RFC 6901."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
+    return tuple(
+        {"pointer": pointer(found["loc"]), "code": found["type"], "detail": found["msg"]}
+        for found in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def _summary(errors: tuple[JsonObject, ...]) -> str:
+    first = errors[0]
+    return f"{first['pointer'] or '/'}: {first['detail']}"
+
+
+def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:
+    """The command in a record's body; `trusted` skips the checks of values that our own producer has made.
+
+    Raises Malformed (`unknown_type`, `invalid_json`), InvalidValue or Invalid (`invalid_body`).
+    """
+    kind = COMMANDS.get(name)
+    if kind is None:
+        raise Malformed("unknown_type", f"no command is called {name!r}")
+    if not trusted:
+        values.parse(body)
+    try:
+        return kind.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
+    except pydantic_core.ValidationError as error:
+        errors = problems(error)
+        raise Invalid("invalid_body", _summary(errors), errors) from None
+
+
+def decode_event(name: str, body: bytes) -> Event:
+    """The event stored under `name`. Raises KeyError for a name this code never knew."""
+    return EVENTS[name].__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]

@@ -1,0 +1,415 @@
+"""Wire contract of runs and node runs. These names are stored; renaming one is a migration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Text, derive
+
+RunStatus = Literal[
+    "queued",
+    "running",
+    "waiting",
+    "paused",
+    "failing",
+    "compensating",
+    "cancelling",
+    "completed",
+    "failed",
+    "cancelled",
+    "compensated",
+]
+NodeStatus = Literal["queued", "running", "pending", "completed", "failed", "skipped", "cancelled"]
+RUN_ENDED = frozenset({"completed", "failed", "cancelled", "compensated"})
+NODE_ENDED = frozenset({"completed", "failed", "skipped", "cancelled"})
+VALUE_BYTES_MAX = 64 * 1024
+"""An output or the variables of a run, as JSON. What is larger must be an artifact."""
+
+Worker = Annotated[str, Field(max_length=128)]
+
+
+def node_run_id(run_id: str, path: str, iteration: str) -> str:
+    """A node run is (path, iteration) in its run: the same for all attempts, so also its idempotency key."""
+    return derive(run_id, f"{path}:{iteration}")
+
+
+class InitialNode(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    node_id: Code
+    node_type: str | None = None
+
+
+class Failure(BaseModel):
+    """Why a node or a run failed. `code` is for programs, `message` for people."""
+
+    model_config = ConfigDict(frozen=True)
+    code: str
+    message: str = ""
+    node_id: str | None = None
+
+
+class RunCommand(Command):
+    """A command for one run; the run is its aggregate."""
+
+    run_id: Id
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.run_id
+
+
+class CreateRun(Command):
+    """Start a run of a workflow version (the latest published one if none is named).
+
+    The run's id is `run_id`, or the command's id if that is left out.
+    """
+
+    type: Literal["runtime.create_run"] = "runtime.create_run"
+    public: ClassVar[bool] = True
+    run_id: Id | None = None
+    workflow_id: Id | None = None
+    workflow_version_id: Id | None = None
+    app_id: ForeignId | None = None
+    app_version_id: ForeignId | None = None
+    session_id: ForeignId | None = None
+    inputs: JsonObject = Field(default_factory=dict)
+    mode: Literal["auto", "manual"] = "auto"
+    initial_node: InitialNode | None = None
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.run_id or command_id
+
+
+class CancelRun(RunCommand):
+    type: Literal["runtime.cancel_run"] = "runtime.cancel_run"
+    public: ClassVar[bool] = True
+    compensate: bool = False
+    force: bool = False
+
+
+class ExecuteRun(RunCommand):
+    """Let a manual run take up to `max_steps` further steps, one after the other."""
+
+    type: Literal["runtime.execute_run"] = "runtime.execute_run"
+    public: ClassVar[bool] = True
+    max_steps: int = Field(default=1, ge=1, le=10_000)
+    worker_key: Worker = ""
+
+
+class ExecuteNode(RunCommand):
+    """Execute one queued node run of a manual run."""
+
+    type: Literal["runtime.execute_node"] = "runtime.execute_node"
+    public: ClassVar[bool] = True
+    node_run_id: Id
+    worker_key: Worker = ""
+
+
+class SetRunStatus(RunCommand):
+    type: Literal["runtime.set_run_status"] = "runtime.set_run_status"
+    public: ClassVar[bool] = True
+    status: Literal["running", "completed", "failed", "cancelled"]
+    error_code: Code | None = None
+    error_message: Text | None = None
+
+
+class SetNodeStatus(RunCommand):
+    """What an external worker says of a node run. Refused while somebody else holds its lease."""
+
+    type: Literal["runtime.set_node_status"] = "runtime.set_node_status"
+    public: ClassVar[bool] = True
+    node_run_id: Id
+    status: Literal["running", "completed", "failed", "skipped"]
+    worker_key: Worker = ""
+    output: JsonObject | None = None
+    output_text: Text | None = None
+    error_code: Code | None = None
+    error_message: Text | None = None
+
+
+class CompleteNode(RunCommand):
+    """The result of a step. Accepted from the holder of the latest lease token only."""
+
+    type: Literal["runtime.complete_node"] = "runtime.complete_node"
+    compare_and_set: ClassVar[bool] = True
+    node_run_id: Id
+    lease_token: int
+    output: JsonObject = Field(default_factory=dict)
+    output_text: str | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    worker: str = ""
+
+
+class FailNode(RunCommand):
+    """A step that failed. `retryable` false ends the attempts at once."""
+
+    type: Literal["runtime.fail_node"] = "runtime.fail_node"
+    compare_and_set: ClassVar[bool] = True
+    node_run_id: Id
+    lease_token: int
+    error: Failure
+    retryable: bool = True
+    output: JsonObject | None = None
+    output_text: str | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    worker: str = ""
+
+
+class ExpireLease(RunCommand):
+    """The sweeper saw a lease run out: the attempt is repeated under the next token, or fails."""
+
+    type: Literal["runtime.expire_lease"] = "runtime.expire_lease"
+    compare_and_set: ClassVar[bool] = True
+    node_run_id: Id
+    lease_token: int
+    timed_out: bool = False
+
+
+class WakeNode(RunCommand):
+    """A delay or a retry pause is over."""
+
+    type: Literal["runtime.wake_node"] = "runtime.wake_node"
+    compare_and_set: ClassVar[bool] = True
+    node_run_id: Id
+    attempt: int
+
+
+class ContinueRun(RunCommand):
+    """Go on with the pure nodes that one message's share (256) left queued."""
+
+    type: Literal["runtime.continue_run"] = "runtime.continue_run"
+
+
+class FailRun(RunCommand):
+    """An internal command of this run is a dead letter: the run must not wait for it for ever."""
+
+    type: Literal["runtime.fail_run"] = "runtime.fail_run"
+    error: Failure
+
+
+class MarkSet(BaseModel):
+    """A counter of a run as it stands after the event: edges arrived at a node, a loop's exits, a node's last run."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    resolved: int = 0
+    taken: int = 0
+    note: str = ""
+
+
+class NodeEvent(Event):
+    node_run_id: str
+    marks: tuple[MarkSet, ...] = ()
+
+
+class RunCreated(Event):
+    type: Literal["runtime.run_created"] = "runtime.run_created"
+    workflow_id: str
+    workflow_version_id: str
+    app_id: str | None = None
+    app_version_id: str | None = None
+    session_id: str | None = None
+    inputs: JsonObject = Field(default_factory=dict)
+    mode: Literal["auto", "manual"] = "auto"
+    initial_node: str | None = None
+
+
+class StepsAllowed(Event):
+    """A manual run may take `allowance` further steps."""
+
+    type: Literal["runtime.steps_allowed"] = "runtime.steps_allowed"
+    allowance: int
+
+
+class NodeScheduled(NodeEvent):
+    """A node run exists. `ready`: its step may be claimed; else it is queued for its turn, or `pending` until due."""
+
+    type: Literal["runtime.node_scheduled"] = "runtime.node_scheduled"
+    node_id: str
+    path: str
+    iteration: str = "1"
+    node_type: str
+    kind: str = ""
+    input: JsonObject | None = None
+    ready: bool = False
+    due_at: float = 0.0
+    timeout_seconds: float = 0.0
+
+
+class NodeDispatched(NodeEvent):
+    """A queued or pending node run may be claimed now. `lease_token` is the token its holder will have."""
+
+    type: Literal["runtime.node_dispatched"] = "runtime.node_dispatched"
+    input: JsonObject | None = None
+    attempt: int = 1
+    lease_token: int = 1
+    kind: str = ""
+    timeout_seconds: float = 0.0
+
+
+class NodeQueued(NodeEvent):
+    """A pending node run is due: it waits for its turn."""
+
+    type: Literal["runtime.node_queued"] = "runtime.node_queued"
+    attempt: int = 1
+
+
+class NodeStarted(NodeEvent):
+    """An external worker took a node run up."""
+
+    type: Literal["runtime.node_started"] = "runtime.node_started"
+    worker: str = ""
+
+
+class NodeCompleted(NodeEvent):
+    """A node run ended well. A pure node that ran at once has no earlier event: this one also creates it."""
+
+    type: Literal["runtime.node_completed"] = "runtime.node_completed"
+    node_id: str = ""
+    path: str = ""
+    iteration: str = "1"
+    node_type: str = ""
+    output: JsonObject = Field(default_factory=dict)
+    output_text: str | None = None
+    state_updates: JsonObject | None = None
+    route: str | None = None
+    sink: bool = False
+    compensable: bool = False
+    error: Failure | None = None
+    attempt: int = 1
+    lease_token: int = 0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    worker: str = ""
+
+
+class NodeFailed(NodeEvent):
+    """A node run ended badly. `handled`: an edge labelled `failed` takes over; else the run fails."""
+
+    type: Literal["runtime.node_failed"] = "runtime.node_failed"
+    node_id: str = ""
+    path: str = ""
+    iteration: str = "1"
+    node_type: str = ""
+    error: Failure
+    handled: bool = False
+    output: JsonObject | None = None
+    output_text: str | None = None
+    attempt: int = 1
+    lease_token: int = 0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    worker: str = ""
+
+
+class NodeRetryScheduled(NodeEvent):
+    """Attempt `attempt` failed; the next one starts at `due_at` under lease token `lease_token`."""
+
+    type: Literal["runtime.node_retry_scheduled"] = "runtime.node_retry_scheduled"
+    attempt: int
+    error: Failure
+    due_at: float
+    lease_token: int
+
+
+class StepRequeued(NodeEvent):
+    """A lease ran out: the same attempt is to be claimed again under the next token."""
+
+    type: Literal["runtime.step_requeued"] = "runtime.step_requeued"
+    lease_token: int
+    requeues: int
+
+
+class NodeSkipped(NodeEvent):
+    type: Literal["runtime.node_skipped"] = "runtime.node_skipped"
+    node_id: str = ""
+    path: str = ""
+    iteration: str = "1"
+    node_type: str = ""
+
+
+class NodeCancelled(NodeEvent):
+    type: Literal["runtime.node_cancelled"] = "runtime.node_cancelled"
+
+
+class RunFailing(Event):
+    """A failure nobody handled: what is in flight is withdrawn or awaited, then compensated."""
+
+    type: Literal["runtime.run_failing"] = "runtime.run_failing"
+    error: Failure
+    node_run_id: str | None = None
+    compensable: bool = False
+
+
+class RunCancelling(Event):
+    type: Literal["runtime.run_cancelling"] = "runtime.run_cancelling"
+    compensate: bool = False
+
+
+class RunCompensating(Event):
+    """The next compensation begins: of node run `of`, going down to `rest` after it."""
+
+    type: Literal["runtime.run_compensating"] = "runtime.run_compensating"
+    of: str
+    node_run_id: str
+
+
+class RunCompleted(Event):
+    type: Literal["runtime.run_completed"] = "runtime.run_completed"
+    output: Any = None
+    output_text: str | None = None
+
+
+class RunFailed(Event):
+    type: Literal["runtime.run_failed"] = "runtime.run_failed"
+    error: Failure
+
+
+class RunCancelled(Event):
+    type: Literal["runtime.run_cancelled"] = "runtime.run_cancelled"
+
+
+class RunCompensated(Event):
+    type: Literal["runtime.run_compensated"] = "runtime.run_compensated"
+    error: Failure
+
+
+COMMANDS: tuple[type[Command], ...] = (
+    CreateRun,
+    CancelRun,
+    ExecuteRun,
+    ExecuteNode,
+    SetRunStatus,
+    SetNodeStatus,
+    CompleteNode,
+    FailNode,
+    ExpireLease,
+    WakeNode,
+    ContinueRun,
+    FailRun,
+)
+EVENTS: tuple[type[Event], ...] = (
+    RunCreated,
+    StepsAllowed,
+    NodeScheduled,
+    NodeDispatched,
+    NodeQueued,
+    NodeStarted,
+    NodeCompleted,
+    NodeFailed,
+    NodeRetryScheduled,
+    StepRequeued,
+    NodeSkipped,
+    NodeCancelled,
+    RunFailing,
+    RunCancelling,
+    RunCompensating,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+    RunCompensated,
+)
+TERMINAL_EVENTS: tuple[type[Event], ...] = (RunCompleted, RunFailed, RunCancelled, RunCompensated)
