@@ -1,5 +1,6 @@
 """The data folder of a stack: who owns it, which processes it started, and how leftovers are stopped."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -102,6 +103,18 @@ def stop_leftovers(state: State) -> list[Started]:
     stop_processes(by_role["kafka"], LEFTOVER_KAFKA)
     stop_processes(by_role["postgres"], LEFTOVER_POSTGRES)
     return left
+
+
+def local_credential_keys(data: Path) -> str:
+    """The keys that encrypt stored credentials when none are set: made once for a data folder."""
+    path = data / "credential-keys"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="ascii").strip()
+    from cryptography.fernet import Fernet
+
+    key = Fernet.generate_key()
+    write_atomically(path, key)
+    return key.decode("ascii")
 
 
 class DataFolder:

@@ -1,0 +1,201 @@
+"""The command `ap`; each command imports what it needs when it runs, so that starting one is quick."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.settings import Settings, SettingsError, load_settings, unused_names
+
+if TYPE_CHECKING:
+    from infra.embedded.jars import Progress
+
+app = typer.Typer(
+    name="ap",
+    help="Durable workflows and agents on Kafka and Postgres.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@app.command()
+def up(
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes")] = 1,
+    executors: Annotated[int, typer.Option(min=0, help="Executor processes")] = 1,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the gateway [default: 8000]")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Start Postgres, Kafka, workers, executors and the gateway; Ctrl-C stops all."""
+    from infra.stack import Supervisor
+
+    settings = load_settings(data_dir=data, gateway_port=port)
+    _report_unused()
+
+    async def run() -> None:
+        with _FetchProgress() as progress:
+            await Supervisor(settings, workers=workers, executors=executors, say=say, progress=progress).run()
+
+    asyncio.run(run())
+
+
+@app.command()
+def down(data: Data = None, quiet: Annotated[bool, typer.Option("--quiet")] = False) -> None:
+    """Stop what `ap up` started on a data folder."""
+    from infra.cli_local import stop
+
+    message = stop(load_settings(data_dir=data).data_dir)
+    if not quiet:
+        say(message)
+
+
+@app.command()
+def status(data: Data = None, as_json: AsJson = False) -> None:
+    """Say what is running and where. Exit code 1 if nothing is."""
+    from infra.cli_local import show_status
+
+    if not show_status(load_settings(data_dir=data).data_dir, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Print every setting with its value (secrets masked), default and source."""
+    from infra.cli_local import show_config
+
+    show_config(load_settings(), as_json=as_json)
+    _report_unused()
+
+
+@app.command()
+def gateway(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on [default: 8000]")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Run one gateway."""
+    run_role("run_gateway", attach(load_settings(data_dir=data, gateway_port=port)))
+
+
+@app.command()
+def worker(data: Data = None) -> None:
+    """Run one worker: it owns lanes, decides, and takes steps when it has room."""
+    run_role("run_worker", attach(load_settings(data_dir=data)))
+
+
+@app.command()
+def executor(data: Data = None) -> None:
+    """Run one executor: it takes steps only."""
+    run_role("run_executor", attach(load_settings(data_dir=data)))
+
+
+@app.command()
+def migrate(data: Data = None) -> None:
+    """Bring the database to the newest schema and make the topics."""
+    settings = attach(load_settings(data_dir=data))
+    run_role("migrate", settings)
+    run_role("create_topics", settings)
+
+
+def run_role(name: str, settings: Settings) -> None:
+    """Run one coroutine function of the composition root to its end, on uvloop."""
+    import uvloop
+
+    import infra.main
+
+    role: Callable[[Settings], Coroutine[Any, Any, None]] = getattr(infra.main, name)
+    uvloop.run(role(settings))
+
+
+def attach(settings: Settings) -> Settings:
+    """Fill in what is not set from the stack that runs on the data folder, if one does."""
+    from pydantic import SecretStr
+
+    from infra.embedded.state import local_credential_keys, read_state
+
+    state = read_state(settings.data_dir)
+    if state is None or not state.is_running:
+        return settings
+    found: dict[str, Any] = {
+        "database_url": state.database_url,
+        "kafka_bootstrap": state.kafka_bootstrap,
+        "credential_keys": SecretStr(local_credential_keys(settings.data_dir)),
+    }
+    missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return settings.model_copy(update=missing)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    print(f"ap: {text}", file=sys.stderr, flush=True)
+
+
+class _FetchProgress:
+    """A progress bar while jars are fetched for the first time; a line where nobody watches."""
+
+    def __enter__(self) -> "Progress":
+        self._bar: Any = None
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _advance(self, done: int, total: int) -> None:
+        if done == 0:
+            if not sys.stderr.isatty():
+                complain(f"fetching Apache Kafka ({total} files, once) ...")
+                return
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("Fetching Apache Kafka (once)", total=total)
+            self._bar.start()
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            if done == total:
+                self._bar.stop()
+
+
+def _report_unused() -> None:
+    for name in unused_names():
+        complain(f"{name} is set and has no use here")
+
+
+def main() -> None:
+    """Run a command; what a person can mend is one line and exit code 2."""
+    from infra.embedded.failures import StackError
+
+    try:
+        app()
+    except SettingsError as error:
+        for problem in error.problems:
+            complain(problem)
+    except StackError as error:
+        complain(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        complain(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

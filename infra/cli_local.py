@@ -1,0 +1,110 @@
+"""Commands about the stack of one data folder and about the settings: status, down, config."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from infra.embedded.failures import StackError
+from infra.embedded.processes import is_alive, signal_process
+from infra.embedded.state import State, read_state, stop_leftovers
+from infra.settings import Settings, mask_password, masked, setting_name, setting_sources, unused_names
+
+STOP_SECONDS_MAX = 60.0
+
+
+def stop(data: Path) -> str:
+    """Ask the owner of a data folder to stop and wait; stop what a dead owner left. Says what was done."""
+    state = read_state(data)
+    if state is None:
+        return f"Nothing is running in {data}."
+    if not signal_process(state.owner, signal.SIGTERM):
+        left = stop_leftovers(state)
+        return (
+            f"Stopped {len(left)} processes of a former owner." if left else f"Nothing is running in {data}."
+        )
+    until = time.monotonic() + STOP_SECONDS_MAX
+    while is_alive(state.owner):
+        if time.monotonic() > until:
+            raise StackError(
+                f"process {state.owner.pid} does not stop", f"kill -9 {state.owner.pid}, then `ap down`"
+            )
+        time.sleep(0.05)
+    return f"Stopped process {state.owner.pid} and everything it had started."
+
+
+def status_document(data: Path) -> dict[str, Any]:
+    """What `ap status --json` prints."""
+    state = read_state(data)
+    document: dict[str, Any] = {
+        "data": str(data.absolute()),
+        "running": state is not None and state.is_running,
+    }
+    if state is None:
+        return document
+    return document | {
+        "owner_pid": state.owner.pid,
+        "since": state.since,
+        "gateway_url": state.gateway_url,
+        "database_url": state.database_url,
+        "kafka_bootstrap": state.kafka_bootstrap,
+        "ports": state.ports,
+        "roles": [
+            {
+                "role": process.role,
+                "index": process.index,
+                "pid": process.identity.pid,
+                "alive": is_alive(process.identity),
+                "restarts": process.restarts,
+                "log": process.log,
+            }
+            for process in state.processes
+        ],
+    }
+
+
+def show_status(data: Path, *, as_json: bool) -> bool:
+    """Print the state of a data folder; true if a stack runs on it."""
+    state = read_state(data)
+    running = state is not None and state.is_running
+    if as_json:
+        print(orjson.dumps(status_document(data), option=orjson.OPT_INDENT_2).decode())
+    elif state is None or not running:
+        print(f"Nothing is running in {data}.")
+    else:
+        _print_state(state, data)
+    return running
+
+
+def _print_state(state: State, data: Path) -> None:
+    print(f"Running since {state.since} as process {state.owner.pid} in {data.absolute()}")
+    print(f"  {'gateway':<10} {state.gateway_url or 'starting'}")
+    print(f"  {'postgres':<10} {mask_password(state.database_url or 'starting')}")
+    print(f"  {'kafka':<10} {state.kafka_bootstrap or 'starting'}")
+    for process in state.processes:
+        alive = "running" if is_alive(process.identity) else "ended"
+        restarts = f", started again {process.restarts} times" if process.restarts else ""
+        name = f"{process.role}-{process.index}"
+        print(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}")
+
+
+def show_config(settings: Settings, *, as_json: bool) -> None:
+    """Print all settings, one a line: name, value, where it came from, and the default if it is another."""
+    sources = setting_sources(settings, {})
+    rows = []
+    for field, info in Settings.model_fields.items():
+        default = "" if info.default is None else str(info.default)
+        rows.append(
+            (setting_name(field), masked(settings, field), default, sources[field], info.description or "")
+        )
+    if as_json:
+        keys = ("name", "value", "default", "source", "description")
+        document = {"settings": [dict(zip(keys, row, strict=True)) for row in rows], "unused": unused_names()}
+        print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+        return
+    width = max(len(row[0]) for row in rows)
+    for name, value, default, source, _ in rows:
+        origin = source if value == default else f"{source}; default {default or 'none'}"
+        print(f"{name:<{width}}  {value or '-':<24}  ({origin})")

@@ -1,0 +1,311 @@
+"""`ap up`: starts the servers and the roles, keeps them running, stops them in order."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal, Protocol
+
+from infra.embedded import EmbeddedStack, StackError
+from infra.embedded.jars import Progress
+from infra.embedded.processes import (
+    KILL,
+    STOP_GENTLY,
+    free_port,
+    log_tail,
+    port_is_free,
+    spawn,
+    stop_child,
+)
+from infra.embedded.state import DataFolder, local_credential_keys
+from infra.settings import Settings, mask_password, setting_name
+
+RoleName = Literal["worker", "executor", "gateway"]
+Say = Callable[[str], None]
+
+BACK_OFF_SECONDS_MIN = 0.2
+BACK_OFF_SECONDS_MAX = 10.0
+HEALTHY_SECONDS = 30.0
+READY_SECONDS_MAX = 60.0
+EARLY_DEATHS_MAX = 3
+
+
+class Unit(Protocol):
+    """Something that is kept running."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def start(self) -> Callable[[], Awaitable[None]]: ...
+    @property
+    def exit_status(self) -> Callable[[], int | None]: ...
+
+
+@dataclass(slots=True)
+class RoleProcess:
+    """One worker, executor or gateway: a process whose command line names its role."""
+
+    role: RoleName
+    index: int
+    folder: DataFolder
+    environment: Mapping[str, str]
+    child: subprocess.Popen[bytes] | None = None
+    deaths: int = field(default=0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.index}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder.path / "log" / f"{self.name}.log"
+
+    async def start(self) -> None:
+        self.child = spawn(
+            [sys.executable, "-m", "infra.cli", self.role], log=self.log, environment=self.environment
+        )
+        self.folder.record_process(self.role, self.index, self.child.pid, self.log)
+
+    def exit_status(self) -> int | None:
+        return None if self.child is None else self.child.poll()
+
+    async def stop(self, signals: Sequence[tuple[int, float]]) -> None:
+        if self.child is not None:
+            await stop_child(self.child, signals)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Postgres or Kafka as something that is kept running."""
+
+    name: str
+    start: Callable[[], Awaitable[None]]
+    exit_status: Callable[[], int | None]
+
+
+class Supervisor:
+    """Runs a whole stack in the foreground; `run` returns once everything has stopped."""
+
+    def __init__(
+        self, settings: Settings, *, workers: int, executors: int, say: Say, progress: Progress | None = None
+    ) -> None:
+        self._settings = settings
+        self._counts: dict[RoleName, int] = {"worker": workers, "executor": executors, "gateway": 1}
+        self._say = say
+        self._stack = EmbeddedStack(
+            settings.data_dir,
+            with_postgres=settings.database_url is None,
+            with_kafka=settings.kafka_bootstrap is None,
+            full_jit=True,
+            heap_megabytes=settings.embedded_kafka_heap_megabytes,
+            cache_dir=settings.cache_dir,
+            progress=progress,
+        )
+        self._roles: list[RoleProcess] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._asked_to_stop = asyncio.Event()
+        self._in_a_hurry = False
+
+    async def run(self, once_ready: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Start, stay until a signal comes, stop. Raises StackError.
+
+        With `once_ready`: call it with the gateway's address and stop when it is done.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            await self._unless_stopped(self._start())
+            if once_ready is not None and not self._asked_to_stop.is_set():
+                await self._unless_stopped(once_ready(self.gateway_url))
+            elif not self._asked_to_stop.is_set():
+                await self._asked_to_stop.wait()
+        finally:
+            await self._stop()
+
+    @property
+    def gateway_url(self) -> str:
+        host = self._settings.gateway_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.gateway_port}"
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> None:
+        """Await the work, or leave it as soon as somebody asks to stop."""
+        task = asyncio.ensure_future(work)
+        asked = asyncio.create_task(self._asked_to_stop.wait())
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            return
+        task.result()
+
+    async def _start(self) -> None:
+        self._take_gateway_port()
+        main, _ = await asyncio.gather(asyncio.to_thread(_import_main), self._stack.start())
+        self._settings = self._settings.model_copy(update=self._addresses())
+        await main.migrate(self._settings)
+        await main.create_topics(self._settings)
+        self._stack.folder.record(
+            gateway_url=self.gateway_url,
+            database_url=self._settings.database_url,
+            kafka_bootstrap=self._settings.kafka_bootstrap,
+        )
+        environment = self._role_environment()
+        self._roles = [
+            RoleProcess(role, index, self._stack.folder, environment)
+            for role, count in self._counts.items()
+            for index in range(count)
+        ]
+        for role in self._roles:
+            await role.start()
+        self._keepers = [asyncio.create_task(self._keep_running(unit)) for unit in self._units()]
+        await self._until_ready()
+        self._announce()
+
+    def _take_gateway_port(self) -> None:
+        settings = self._settings
+        if settings.gateway_port == 0:
+            self._settings = settings.model_copy(update={"gateway_port": free_port()})
+        elif not port_is_free(settings.gateway_port, settings.gateway_host):
+            raise StackError(
+                f"port {settings.gateway_port} on {settings.gateway_host} is in use",
+                "choose another one with --port",
+            )
+
+    def _addresses(self) -> dict[str, Any]:
+        stack, settings = self._stack, self._settings
+        return {
+            "data_dir": stack.folder.path,
+            "database_url": settings.database_url or stack.database_url,
+            "kafka_bootstrap": settings.kafka_bootstrap or stack.kafka_bootstrap,
+        }
+
+    def _role_environment(self) -> dict[str, str]:
+        """Ours, and as variables what was decided here or came from the command line."""
+        given = {
+            setting_name(name): str(getattr(self._settings, name))
+            for name in ("database_url", "kafka_bootstrap", "gateway_host", "gateway_port", "data_dir")
+        }
+        token = self._settings.bootstrap_token
+        if self._settings.auth_required and token is None:
+            made = secrets.token_urlsafe(24)
+            given[setting_name("bootstrap_token")] = made
+            self._say(f"Bootstrap token, for the first API key: {made}")
+        if self._settings.credential_keys is None:
+            given[setting_name("credential_keys")] = local_credential_keys(self._stack.folder.path)
+        return {**os.environ, **given}
+
+    def _units(self) -> list[Unit]:
+        units: list[Unit] = list(self._roles)
+        if self._stack.postgres.child is not None:
+            units.append(Server("postgres", self._stack.postgres.start, self._stack.postgres.exit_status))
+        if self._stack.kafka.child is not None:
+            units.append(Server("kafka", self._stack.kafka.start, self._stack.kafka.exit_status))
+        return units
+
+    async def _keep_running(self, unit: Unit) -> None:
+        """Start a unit again whenever it has ended, later and later while it keeps ending early."""
+        back_off, started = BACK_OFF_SECONDS_MIN, monotonic()
+        while True:
+            status = unit.exit_status()
+            if status is None:
+                await asyncio.sleep(0.05)
+                continue
+            if monotonic() - started > HEALTHY_SECONDS:
+                back_off = BACK_OFF_SECONDS_MIN
+            self._say(f"{unit.name} ended ({_how(status)}); starting it again in {back_off:g} s")
+            if isinstance(unit, RoleProcess):
+                unit.deaths += 1
+            await asyncio.sleep(back_off)
+            back_off = min(back_off * 2, BACK_OFF_SECONDS_MAX)
+            started = monotonic()
+            try:
+                await unit.start()
+            except StackError as error:
+                self._say(f"{unit.name}: {error}")
+
+    async def _until_ready(self) -> None:
+        until = monotonic() + READY_SECONDS_MAX
+        while not await answers_ready(self._settings.gateway_host, self._settings.gateway_port):
+            for role in self._roles:
+                if role.deaths >= EARLY_DEATHS_MAX:
+                    raise StackError(
+                        f"{role.name} keeps ending ({log_tail(role.log, ('Error', 'error'))})",
+                        f"see {role.log}",
+                    )
+            if monotonic() > until:
+                raise StackError(
+                    f"the gateway was not ready within {READY_SECONDS_MAX:g} seconds",
+                    f"see {self._stack.folder.path}/log",
+                )
+            await asyncio.sleep(0.05)
+
+    def _announce(self) -> None:
+        settings, folder = self._settings, self._stack.folder
+        roles = ", ".join(f"{p.role} {p.identity.pid}" for p in folder.state.processes)
+        for name, value in (
+            ("Gateway", f"{self.gateway_url}/gateway (reference: {self.gateway_url}/docs)"),
+            ("Postgres", mask_password(settings.required_database_url)),
+            ("Kafka", settings.required_kafka_bootstrap),
+            ("Processes", roles),
+            ("Data, logs", str(folder.path)),
+        ):
+            self._say(f"{name:<11}{value}")
+        self._say("Ctrl-C stops everything; `ap status` shows it.")
+
+    def _on_signal(self) -> None:
+        if not self._asked_to_stop.is_set():
+            self._asked_to_stop.set()
+            self._say("Stopping ...")
+            return
+        self._in_a_hurry = True
+        for role in self._roles:
+            if role.child is not None and role.child.poll() is None:
+                role.child.kill()
+
+    async def _stop(self) -> None:
+        """Stop the roles that take new work first, then those that do it, then the servers."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for names in (("gateway",), ("worker", "executor")):
+            how = KILL if self._in_a_hurry else STOP_GENTLY
+            await asyncio.gather(*(role.stop(how) for role in self._roles if role.role in names))
+        await self._stack.stop()
+
+
+async def answers_ready(host: str, port: int) -> bool:
+    """Whether GET /ready is answered with 200."""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(
+                    f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
+                )
+                status_line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return status_line.split()[1:2] == [b"200"]
+
+
+def _import_main() -> Any:
+    """The composition root: slow to import, so while the servers start."""
+    import infra.main
+
+    return infra.main
+
+
+def _how(status: int) -> str:
+    return f"exit code {status}" if status >= 0 else signal.Signals(-status).name

@@ -1,0 +1,32 @@
+"""Fixtures that every test may ask for."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.embedded import EmbeddedStack
+from infra.settings import PREFIX
+
+
+def pytest_configure() -> None:
+    """What is set in the developer's shell must not decide whether a test passes."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[EmbeddedStack]:
+    """Postgres and Kafka for the whole session, in a folder of their own; gone at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="ap-test-"))
+    stack = EmbeddedStack(folder)
+    try:
+        asyncio.run(stack.start())
+        yield stack
+    finally:
+        asyncio.run(stack.stop())
+        shutil.rmtree(folder, ignore_errors=True)
