@@ -11,6 +11,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 ARGS ?=
+# No address of a registry in any file; wheels only, so that nobody needs a compiler.
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-build --no-header
 
 .PHONY: help setup demo up down status test check lint types contracts unit simulate bench chaos format lock clean
 
@@ -80,8 +82,11 @@ format: $(READY) ## Format and mend what can be mended
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lock: $(READY) ## Write requirements/*.txt anew from pyproject.toml (needs the package uv)
-	@$(PY) -m infra.locking
+lock: $(READY) ## Write requirements/*.txt and jars.lock anew (needs the program uv)
+	@command -v uv >/dev/null || { echo "The program uv is needed: pip install uv" >&2; exit 2; }
+	@uv pip compile pyproject.toml --extra embedded --extra dev $(LOCK) --output-file requirements/dev.txt
+	@uv pip compile pyproject.toml --extra bench --constraint requirements/dev.txt $(LOCK) --output-file requirements/bench.txt
+	@$(PY) -m infra.embedded.jars
 
 clean: ## Remove the environment, caches and local data
 	@test ! -x $(BIN)/ap || $(BIN)/ap down --quiet || true
