@@ -1,0 +1,1 @@
+"""The wire contract: envelope, commands, events, the workflow language; imports nothing of ours."""
