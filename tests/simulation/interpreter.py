@@ -1,0 +1,838 @@
+"""An independent interpreter of the workflow DSL: it judges an observed run, node run by node run.
+
+It shares no code with the engine except the evaluation of expressions and templates. Analysis is brute force.
+`check` is fed what was observed, in order, and compares each observation with what the rules allow at that
+moment; `run` drives the same rules by itself with random legal moves.
+
+Readings chosen where the rules leave room:
+- An early join (passed before all its edges resolved) withdraws every node run whose paths to a sink all meet
+  joins passed by then; a join that passes with all its edges resolved withdraws nothing. A path that meets a
+  back edge goes on at the exits of that loop. What an early join covers stays so in later iterations.
+- A node run that was certainly started (an asynchronous observation came after it was enabled) has to be
+  cancelled when it is withdrawn; one that became able to run in the same breath may be skipped, or after a
+  failure stay without an end.
+- `inputs.*` are the inputs as given; defaults show in the output of `start`, which is merged into `state`.
+- No completed `end`: the output is that of the sinks. No case of an if-else matches: route "false".
+- A value that cannot be evaluated fails its node with `evaluation_failed`, which obeys the retry policy.
+- While the run is failing or cancelled nothing is retried and nothing is skipped; `on_error` still holds. A
+  leased step that never answers ends `failed` with `lease_expired` and is compensated after the failed node.
+- A second failure while the run is failing is not compensated.
+"""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from schemas.expressions import EvaluationError, Expression, compile_expression
+from schemas.templates import Template, Value, compile_template, compile_value
+
+Path = str  # A node id, or `<node>/<compensation>`.
+Status = Literal["completed", "failed", "skipped", "cancelled"]
+
+ALIASES = {"condition": "if-else"}
+PURE = frozenset({"start", "end", "answer", "assigner", "if-else", "template-transform", "join"})
+EFFECTS = frozenset({"code"})  # Every other kind fails with `node_type_unavailable`.
+MAX_ITERATIONS_DEFAULT = 10
+DIFFERENCES_MAX = 20
+IDLE = ("skipped", "cancelled")
+
+
+@dataclass(frozen=True)
+class Success:
+    output: Any
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    code: str
+    retryable: bool = True
+
+
+Effects = Callable[[Path, str, int], Success | Failure]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A node run ended. `leased`: it answered from a lease while the run was failing or being cancelled."""
+
+    path: Path
+    iteration: str
+    status: Status
+    attempt: int
+    output: Any
+    output_text: str | None
+    error_code: str | None
+    leased: bool = False
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """An attempt failed and will be retried."""
+
+    path: Path
+    iteration: str
+    attempt: int
+    error_code: str
+
+
+@dataclass(frozen=True)
+class Failing:
+    pass
+
+
+@dataclass(frozen=True)
+class CancelRequested:
+    compensate: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The output and text are compared only if the run completed."""
+
+    status: str
+    output: Any
+    output_text: str | None
+    error_code: str | None
+
+
+Observation = Ended | Attempted | Failing | CancelRequested | RunEnded
+
+
+@dataclass(frozen=True)
+class Edge:
+    index: int
+    source: str
+    target: str
+    label: str | None
+
+
+class NodeRun(NamedTuple):
+    node: str
+    at: tuple[int, ...]  # One number per enclosing loop, outermost first.
+
+    @property
+    def iteration(self) -> str:
+        return ".".join(map(str, self.at)) or "1"
+
+
+class Graph:
+    """Edges, dominators and natural loops of a valid DSL. A loop is named by its head."""
+
+    def __init__(self, dsl: Mapping[str, Any]) -> None:
+        self.config: dict[str, dict[str, Any]] = {n["id"]: n.get("config") or {} for n in dsl["nodes"]}
+        self.kind = {n["id"]: ALIASES.get(n["type"], n["type"]) for n in dsl["nodes"]}
+        targets = {e["target"] for e in dsl["edges"]}
+        compensations = {c.get("compensation_node_id") for c in self.config.values()}
+        self.aside = {n for n in self.kind if n in compensations and n not in targets}
+        self.nodes = [n for n in self.kind if n not in self.aside]
+        self.edges = [
+            Edge(i, e["source"], e["target"], e.get("condition"))
+            for i, e in enumerate(dsl["edges"])
+            if e["source"] not in self.aside
+        ]
+        self.starts = [n for n in self.nodes if n not in targets]
+        self.back = {e.index for e in self.edges if self._is_back(e)}
+        self.bodies = {
+            head: frozenset({head}).union(*(self._reaching(e.source, head) for e in self._back_edges(head)))
+            for head in {e.target for e in self.edges if e.index in self.back}
+        }
+        self.loops = {node: self._loops_of(node) for node in self.nodes}
+
+    def out(self, node: str) -> list[Edge]:
+        return [e for e in self.edges if e.source == node]
+
+    def forward_into(self, node: str) -> list[Edge]:
+        return [e for e in self.edges if e.target == node and e.index not in self.back]
+
+    def _back_edges(self, head: str) -> list[Edge]:
+        return [e for e in self.edges if e.target == head and e.index in self.back]
+
+    def back_edges(self, head: str) -> set[int]:
+        return {e.index for e in self._back_edges(head)}
+
+    def exits(self, edge: Edge) -> list[str]:
+        """The loops that the edge leaves, innermost first."""
+        return [head for head in reversed(self.loops[edge.source]) if edge.target not in self.bodies[head]]
+
+    def exit_edges(self, head: str) -> list[Edge]:
+        return [e for e in self.edges if head in self.exits(e)]
+
+    def onward(self, node: str) -> set[str]:
+        """Where a path goes next; at a back edge it goes on at the exits of the loop."""
+        return set().union(*(self._beyond(e) for e in self.out(node)))
+
+    def _beyond(self, edge: Edge) -> set[str]:
+        if edge.index not in self.back:
+            return {edge.target}
+        return set().union(*(self._beyond(e) for e in self.exit_edges(edge.target)))
+
+    def _is_back(self, edge: Edge) -> bool:
+        allowed = self.config[edge.target].get("allow_loop", False)
+        return bool(allowed) and edge.source not in self._reachable_without(edge.target)
+
+    def _reachable_without(self, avoided: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [n for n in self.starts if n != avoided]
+        while todo:
+            node = todo.pop()
+            seen.add(node)
+            todo += [e.target for e in self.out(node) if e.target not in seen and e.target != avoided]
+        return seen
+
+    def _reaching(self, node: str, head: str) -> set[str]:
+        seen = {head}
+        todo = [node]
+        while todo:
+            reached = todo.pop()
+            if reached not in seen:
+                seen.add(reached)
+                todo += [e.source for e in self.edges if e.target == reached]
+        return seen
+
+    def _loops_of(self, node: str) -> tuple[str, ...]:
+        around = [head for head, body in self.bodies.items() if node in body]
+        return tuple(sorted(around, key=lambda head: -len(self.bodies[head])))
+
+
+class Texts:
+    """The compiled expressions and templates of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.expression: dict[str, Expression] = {}
+        self.cases: dict[str, list[tuple[str, Expression]]] = {}
+        self.template: dict[str, Template] = {}
+        self.value: dict[str, Value] = {}
+        for node, kind in graph.kind.items():
+            self._compile(node, kind, graph.config[node])
+
+    def _compile(self, node: str, kind: str, config: dict[str, Any]) -> None:
+        match kind:
+            case "if-else" if "cases" in config:
+                self.cases[node] = [(c["id"], compile_expression(c["expression"])) for c in config["cases"]]
+            case "if-else":
+                self.expression[node] = compile_expression(config["expression"])
+            case "assigner":
+                self.value[node] = compile_value(config.get("assignments", {}))
+            case "end":
+                self.value[node] = compile_value(config.get("outputs", {}))
+            case "answer":
+                self.template[node] = compile_template(config.get("template", config.get("text", "")))
+            case "template-transform":
+                structure = json_structure(config["template"])
+                if structure is None:
+                    self.template[node] = compile_template(config["template"])
+                else:
+                    self.value[node] = compile_value(structure)
+
+
+def json_structure(template: Any) -> dict[str, Any] | list[Any] | None:
+    if not isinstance(template, str):
+        return template  # type: ignore[no-any-return]
+    try:
+        parsed = json.loads(template)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict | list) else None
+
+
+@dataclass
+class Instance:
+    """One entry of a loop: its current iteration, exits taken, and how each iteration's back edges ended."""
+
+    iteration: int = 1
+    ended: bool = False
+    taken: set[int] = field(default_factory=set)
+    back: dict[int, dict[int, bool]] = field(default_factory=dict)
+
+
+class Flow:
+    """Which edges have been resolved for which iteration, and which node runs exist but have not ended."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.arrived: dict[tuple[int, tuple[int, ...]], bool] = {}
+        self.instances: dict[tuple[str, tuple[int, ...]], Instance] = {}
+        self.open: set[NodeRun] = {NodeRun(n, (1,) * len(graph.loops[n])) for n in graph.nodes}
+
+    def resolve(self, run: NodeRun, taken: set[int]) -> None:
+        """Resolves all outgoing edges of an ended node run; what is taken leaves before a loop ends."""
+        edges = self.graph.out(run.node)
+        for edge in sorted(edges, key=lambda e: (e.index not in taken, e.index in self.graph.back)):
+            self._leave(edge, self.graph.exits(edge), run.at, edge.index in taken)
+
+    def instance(self, head: str, entry: tuple[int, ...]) -> Instance:
+        return self.instances.setdefault((head, entry), Instance())
+
+    def _leave(self, edge: Edge, levels: Sequence[str], at: tuple[int, ...], taken: bool) -> None:
+        if not levels:
+            return self._land(edge, at, taken)
+        instance = self.instance(levels[0], at[:-1])
+        if instance.ended or edge.index in instance.taken or not taken:
+            return None  # Not taken waits for the end of the loop.
+        instance.taken.add(edge.index)
+        return self._leave(edge, levels[1:], at[:-1], True)
+
+    def _land(self, edge: Edge, at: tuple[int, ...], taken: bool) -> None:
+        if edge.index in self.graph.back:
+            instance = self.instance(edge.target, at[:-1])
+            instance.back.setdefault(at[-1], {})[edge.index] = taken
+            return self._turn(edge.target, at[:-1], instance)
+        entered = len(self.graph.loops[edge.target]) - len(at)
+        self.arrived[edge.index, at + (1,) * entered] = taken
+        return None
+
+    def _turn(self, head: str, entry: tuple[int, ...], instance: Instance) -> None:
+        """Starts the next iteration or ends the loop once all back edges of the current one are resolved."""
+        resolved = instance.back[instance.iteration]
+        if instance.ended or set(resolved) != self.graph.back_edges(head):
+            return
+        if any(resolved.values()):
+            instance.iteration += 1
+            at = (*entry, instance.iteration)
+            for node in self.graph.bodies[head]:
+                self.open.add(NodeRun(node, at + (1,) * (len(self.graph.loops[node]) - len(at))))
+            return
+        instance.ended = True
+        for edge in self.graph.exit_edges(head):
+            if edge.index not in instance.taken:
+                levels = self.graph.exits(edge)
+                self._leave(edge, levels[levels.index(head) + 1 :], entry, False)
+
+
+RUN = "run"
+WAIT = "wait"
+SKIP = "skip"
+
+
+class Spec:
+    """What the rules say about one run: `legal*` list what may be observed now, `observe` takes the next."""
+
+    def __init__(
+        self, dsl: Mapping[str, Any], inputs: Mapping[str, Any], run_id: str, effects: Effects
+    ) -> None:
+        self.graph = Graph(dsl)
+        self.flow = Flow(self.graph)
+        self.texts = Texts(self.graph)
+        self.inputs = dict(inputs)
+        self.run_id = run_id
+        self.effects = effects
+        self.state: dict[str, Any] = {}
+        self.completed: list[tuple[NodeRun, Ended]] = []
+        self.sinks: list[tuple[NodeRun, Ended]] = []
+        self.failed_attempts: dict[tuple[Path, str], int] = {}
+        self.passed: set[NodeRun] = set()  # Joins.
+        self.shield: frozenset[NodeRun] = frozenset()  # The passed joins as of the last early one.
+        self.now = 0  # Number of observations taken.
+        self.enabled_at: dict[NodeRun, int] = {}
+        self.boundary = -1  # Index of the last observation that began a transaction.
+        self.ending: Literal["failing", "cancelling"] | None = None
+        self.announced = False
+        self.cause: Ended | None = None
+        self.in_flight: set[NodeRun] = set()
+        self.must_end: set[NodeRun] = set()
+        self.lost: list[NodeRun] = []
+        self.failed_run: NodeRun | None = None
+        self.compensate = False
+        self.compensations: list[NodeRun] | None = None
+        self.dropped = False
+        self.compensated = 0
+        self.compensation_failed = False
+        self.over = False
+        self._note_enabled()
+
+    # What may happen to a node run.
+
+    def due(self, run: NodeRun) -> str | Failure:
+        config = self.graph.config[run.node]
+        if self._again(run):
+            exceeded = run.at[-1] > config.get("max_iterations", MAX_ITERATIONS_DEFAULT)
+            return Failure("max_iterations_exceeded", retryable=False) if exceeded else RUN
+        arrived = self._arrived(run)
+        taken, unresolved = arrived.count(True), arrived.count(None)
+        if not arrived:
+            return RUN
+        policy = config.get("join_policy", "all_completed") if self.graph.kind[run.node] == "join" else ""
+        if policy in ("any_completed", "n_completed"):
+            needed = config["n"] if policy == "n_completed" else 1
+            if taken >= needed:
+                return RUN
+            if taken and taken + unresolved < needed:
+                return Failure("join_unreachable", retryable=False)
+        if unresolved:
+            return WAIT
+        return RUN if taken else SKIP
+
+    def _again(self, run: NodeRun) -> bool:
+        return run.node in self.graph.bodies and run.at[-1] > 1
+
+    def _arrived(self, run: NodeRun) -> list[bool | None]:
+        return [self.flow.arrived.get((e.index, run.at)) for e in self.graph.forward_into(run.node)]
+
+    def doomed(self, run: NodeRun) -> bool:
+        """Every path from here to a sink meets a join that had passed when the last early one did."""
+        if not self.shield:
+            return False
+        seen: set[str] = set()
+        todo = [run.node]
+        while todo:
+            onward = self.graph.onward(todo.pop())
+            if not onward:
+                return False
+            for node in onward - seen:
+                seen.add(node)
+                if NodeRun(node, self._met_at(run, node)) not in self.shield:
+                    todo.append(node)
+        return True
+
+    def _met_at(self, run: NodeRun, node: str) -> tuple[int, ...]:
+        """The iteration at which a path from `run` meets `node`: as in shared loops, 1 in loops it enters."""
+        shared = sum(head in self.graph.loops[node] for head in self.graph.loops[run.node])
+        return run.at[:shared] + (1,) * (len(self.graph.loops[node]) - shared)
+
+    def legal(self, run: NodeRun) -> list[Ended | Attempted]:
+        """The observations of this open node run that are allowed now."""
+        if self.ending:
+            return self._legal_withdrawn(run)
+        due, doomed = self.due(run), self.doomed(run)
+        skipped, cancelled = _idle(run, "skipped"), _idle(run, "cancelled")
+        if due == SKIP or (doomed and due == WAIT):
+            return [skipped]
+        if due == WAIT:
+            return []
+        if doomed:
+            return [cancelled] if self._surely_started(run) else [cancelled, skipped]
+        return [self._outcome(run, run.node, run.node, may_retry=True)]
+
+    def _legal_withdrawn(self, run: NodeRun) -> list[Ended | Attempted]:
+        if run not in self.in_flight:
+            return [_idle(run, "skipped")] if self.doomed(run) else []
+        legal: list[Ended | Attempted] = [_idle(run, "cancelled")]
+        if self.doomed(run):
+            return legal if run in self.must_end else [*legal, _idle(run, "skipped")]
+        if self.graph.kind[run.node] in EFFECTS and self.due(run) == RUN:
+            answer = self._outcome(run, run.node, run.node, may_retry=False)
+            assert isinstance(answer, Ended)
+            lost = replace(answer, status="failed", output=None, output_text=None, error_code="lease_expired")
+            legal += [replace(answer, leased=True), replace(lost, leased=True)]
+        return legal
+
+    def _surely_started(self, run: NodeRun) -> bool:
+        return self._asynchronous(run) and self.enabled_at[run] <= self.boundary
+
+    def _asynchronous(self, run: NodeRun) -> bool:
+        """Whether it waits for something, so that its next observation begins a transaction."""
+        waits = (
+            self.graph.kind[run.node] in EFFECTS or self.graph.config[run.node].get("delay_seconds", 0) > 0
+        )
+        retried = (run.node, run.iteration) in self.failed_attempts
+        return run in self.enabled_at and (waits or retried)
+
+    def _outcome(self, run: NodeRun, path: Path, node: str, *, may_retry: bool) -> Ended | Attempted:
+        """How the next attempt of `node` ends, on behalf of `run`; `node` differs for a compensation."""
+        iteration = run.iteration
+        attempt = self.failed_attempts.get((path, iteration), 0) + 1
+        match self._answer(run, path, node, attempt):
+            case Success(output, text):
+                return Ended(path, iteration, "completed", attempt, output, text, None)
+            case Failure(code, retryable):
+                config = self.graph.config[node]
+                attempts_max = (config.get("retry_policy") or {}).get("max_attempts", 1)
+                if may_retry and retryable and attempt < attempts_max:
+                    return Attempted(path, iteration, attempt, code)
+                failed = Ended(path, iteration, "failed", attempt, None, None, code)
+                if path == node and self._failed_edges(run):
+                    return failed
+                match config.get("on_error", "fail"):
+                    case "continue":
+                        return replace(failed, status="completed", output={})
+                    case "default":
+                        return replace(failed, status="completed", output=config.get("default_output", {}))
+                return failed
+
+    def _failed_edges(self, run: NodeRun) -> list[Edge]:
+        return [e for e in self.graph.out(run.node) if e.label == "failed" and self._passable(run, e)]
+
+    def _passable(self, run: NodeRun, edge: Edge) -> bool:
+        """Past max_iterations the head's edges into the body cannot be taken."""
+        exceeded = self._again(run) and isinstance(self.due(run), Failure)
+        return not exceeded or edge.target not in self.graph.bodies[run.node]
+
+    # What a node answers.
+
+    def _answer(self, run: NodeRun, path: Path, node: str, attempt: int) -> Success | Failure:
+        due = self.due(run) if path == node else RUN
+        if isinstance(due, Failure):
+            return due
+        kind = self.graph.kind[node]
+        if kind in EFFECTS:
+            return self.effects(path, run.iteration, attempt)
+        if kind not in PURE:
+            return Failure("node_type_unavailable", retryable=False)
+        try:
+            return self._evaluate(kind, node, self._scope(node, None if path == node else run))
+        except EvaluationError:
+            return Failure("evaluation_failed")
+
+    def _evaluate(self, kind: str, node: str, scope: dict[str, Any]) -> Success:
+        match kind:
+            case "start":
+                declared = self.graph.config[node].get("inputs") or {}
+                defaults = {k: v["default"] for k, v in declared.items() if "default" in v}
+                return Success({**defaults, **self.inputs})
+            case "end":
+                return Success(self.texts.value[node].evaluate(scope))
+            case "answer":
+                text = self.texts.template[node].render(scope)
+                return Success({"text": text}, text)
+            case "assigner":
+                return Success({"state_updates": self.texts.value[node].evaluate(scope)})
+            case "if-else":
+                return Success(self._decide(node, scope))
+            case "template-transform" if node in self.texts.value:
+                return Success({"json": self.texts.value[node].evaluate(scope)})
+            case "template-transform":
+                text = self.texts.template[node].render(scope)
+                return Success({"text": text}, text)
+        return Success({})  # A join.
+
+    def _decide(self, node: str, scope: dict[str, Any]) -> dict[str, Any]:
+        if node in self.texts.expression:
+            met = self.texts.expression[node].truth(scope)
+            return {"condition_result": met, "route": "true" if met else "false"}
+        for case, expression in self.texts.cases[node]:
+            if expression.truth(scope):
+                return {"condition_result": True, "route": case}
+        return {"condition_result": False, "route": "false"}
+
+    def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
+        nodes: dict[str, Any] = {}
+        for run, ended in self.completed:
+            if compensates and run.at != self._near(compensates, run):
+                continue  # A compensation sees the outputs of its own iteration.
+            error = {"code": ended.error_code} if ended.error_code else None
+            nodes[run.node] = {"output": ended.output, "text": ended.output_text, "error": error}
+        current = {"node_id": node} | ({"compensates": compensates.node} if compensates else {})
+        return {
+            "state": self.state,
+            "inputs": self.inputs,
+            "nodes": nodes,
+            "current": current,
+            "run": {"id": self.run_id},
+        }
+
+    def _near(self, compensates: NodeRun, run: NodeRun) -> tuple[int, ...]:
+        shared = sum(head in self.graph.loops[run.node] for head in self.graph.loops[compensates.node])
+        return compensates.at[:shared] + run.at[shared:]
+
+    # Compensation.
+
+    def _queue(self) -> list[NodeRun]:
+        """The node runs still to be compensated, in order."""
+        if self.compensations is not None:
+            return self.compensations
+        if self.ending == "cancelling" and not self.compensate:
+            return []
+        first = [self.failed_run] if self.ending == "failing" and self.failed_run else []
+        order = [*first, *self.lost, *(run for run, _ in reversed(self.completed))]
+        return [run for run in order if self.graph.config[run.node].get("compensation_node_id")]
+
+    def legal_compensation(self) -> list[Ended | Attempted]:
+        queue = self._queue()
+        if not self.ending or not queue or self.must_end & self.flow.open or self._unannounced():
+            return []
+        node = self.graph.config[queue[0].node]["compensation_node_id"]
+        answer = self._outcome(queue[0], f"{queue[0].node}/{node}", node, may_retry=not self.dropped)
+        if self.dropped and isinstance(answer, Ended):
+            idle = replace(_idle(queue[0], "cancelled"), path=answer.path)
+            return [replace(answer, leased=True), idle]
+        return [answer]
+
+    def _unannounced(self) -> bool:
+        return self.ending == "failing" and not self.announced
+
+    # The end of the run.
+
+    def legal_end(self) -> RunEnded | None:
+        if self.over or self._unannounced():
+            return None
+        if not self.ending:
+            return None if self.flow.open else RunEnded("completed", *self._result(), None)
+        if self.must_end & self.flow.open or (self._queue() and not self.dropped):
+            return None
+        if self.compensation_failed:
+            return RunEnded("failed", None, None, "compensation_failed")
+        if self.ending == "cancelling":
+            return RunEnded("cancelled", None, None, None)
+        assert self.cause
+        if self.compensated:
+            return RunEnded("compensated", None, None, self.cause.error_code)
+        return RunEnded("failed", None, None, self.cause.error_code)
+
+    def _result(self) -> tuple[Any, str | None]:
+        texts = [e.output_text for run, e in self.completed if self.graph.kind[run.node] == "answer"]
+        ends = [e.output or {} for run, e in self.completed if self.graph.kind[run.node] == "end"]
+        output: Any = {}
+        if ends:
+            output = {key: value for end in ends for key, value in end.items()}
+        elif len({run.node for run, _ in self.sinks}) > 1:
+            output = {run.node: ended.output for run, ended in self.sinks}
+        elif self.completed:
+            output = (self.sinks or self.completed)[-1][1].output
+        return output, texts[-1] if texts else None
+
+    # Taking observations.
+
+    def observe(self, seen: Observation) -> list[str]:
+        """Takes the next observation and says how it differs from the rules; it is applied as it was seen."""
+        where = f"#{self.now} {seen}"
+        if self.over:
+            return [f"{where}: after the end of the run"]
+        if isinstance(seen, Ended | Attempted):
+            differences = self._observe_node(where, seen)
+        else:
+            differences = self._observe_run(where, seen)
+        self.now += 1
+        self._note_enabled()
+        return differences
+
+    def _observe_run(self, where: str, seen: Failing | CancelRequested | RunEnded) -> list[str]:
+        match seen:
+            case Failing():
+                legal = self.ending == "failing" and not self.announced
+                self.announced = True
+                return [] if legal else [f"{where}: the run is not failing just now"]
+            case CancelRequested():
+                legal = self.ending is None or seen.force
+                self._cancel(seen)
+                return [] if legal else [f"{where}: should have been refused"]
+            case RunEnded():
+                expected = self.legal_end()
+                self.over = True
+                if expected is None:
+                    return [f"{where}: too early, {self._unfinished()}"]
+                return [] if _same_end(seen, expected) else [f"{where}: expected {expected}"]
+
+    def _observe_node(self, where: str, seen: Ended | Attempted) -> list[str]:
+        if "/" in seen.path:
+            return self._observe_compensation(where, seen)
+        run = next((r for r in self.flow.open if (r.node, r.iteration) == (seen.path, seen.iteration)), None)
+        if run is None:
+            return [f"{where}: no such node run is open"]
+        legal = [] if self.compensations is not None else self.legal(run)
+        if self._asynchronous(run) and not (isinstance(seen, Ended) and seen.status in IDLE):
+            self.boundary = self.now
+        differences = []
+        if not any(_same(seen, one, leased=self.ending is not None) for one in legal):
+            differences.append(f"{where}: expected {' or '.join(map(str, legal)) or self._why_not(run)}")
+        if isinstance(seen, Attempted):
+            self.failed_attempts[seen.path, seen.iteration] = seen.attempt
+        else:
+            self._apply(run, seen)
+        return differences
+
+    def _observe_compensation(self, where: str, seen: Ended | Attempted) -> list[str]:
+        legal = self.legal_compensation()
+        self.compensations = queue = self._queue()
+        differences = []
+        if not any(_same(seen, one) for one in legal):
+            expected = " or ".join(map(str, legal)) or f"no compensation now, {self._unfinished()}"
+            differences.append(f"{where}: expected {expected}")
+        if isinstance(seen, Attempted):
+            self.failed_attempts[seen.path, seen.iteration] = seen.attempt
+            return differences
+        run = next((r for r in queue if self._compensation_of(r) == (seen.path, seen.iteration)), None)
+        if run is not None:
+            queue.remove(run)
+            if self.dropped:
+                queue.clear()
+            self.compensated += 1
+            self.compensation_failed |= seen.status == "failed"
+            self._learn(self.graph.config[run.node]["compensation_node_id"], seen)
+        return differences
+
+    def _compensation_of(self, run: NodeRun) -> tuple[Path, str]:
+        return f"{run.node}/{self.graph.config[run.node]['compensation_node_id']}", run.iteration
+
+    def _apply(self, run: NodeRun, seen: Ended) -> None:
+        self.flow.open.remove(run)
+        taken = self._taken(run, seen)
+        if seen.status == "completed":
+            self.completed.append((run, seen))
+            self._learn(run.node, seen)
+            if not taken:
+                self.sinks.append((run, seen))
+            if self.graph.kind[run.node] == "join" and seen.error_code is None:
+                self._pass(run)
+        if self.ending:
+            if seen.error_code == "lease_expired":
+                self.lost.append(run)
+        elif seen.status == "failed" and not taken:
+            self.cause, self.failed_run = seen, run
+            self._withdraw("failing")
+        else:
+            self.flow.resolve(run, taken)
+
+    def _taken(self, run: NodeRun, seen: Ended) -> set[int]:
+        match seen.status:
+            case "completed":
+                labels: set[str | None] = {None}
+                if seen.error_code is None and isinstance(seen.output, dict):
+                    labels.add(seen.output.get("route") if self.graph.kind[run.node] == "if-else" else None)
+            case "failed":
+                labels = {"failed"}
+            case _:
+                return set()
+        return {e.index for e in self.graph.out(run.node) if e.label in labels and self._passable(run, e)}
+
+    def _learn(self, node: str, seen: Ended) -> None:
+        if seen.status != "completed" or seen.error_code is not None or not isinstance(seen.output, dict):
+            return
+        match self.graph.kind[node]:
+            case "assigner":
+                self.state = {**self.state, **seen.output.get("state_updates", {})}
+            case "start":
+                self.state = {**self.state, **seen.output}
+
+    def _pass(self, join: NodeRun) -> None:
+        self.passed.add(join)
+        if not self._again(join) and None in self._arrived(join):
+            self.shield = frozenset(self.passed)
+
+    def _cancel(self, seen: CancelRequested) -> None:
+        if self.ending is None:
+            self.boundary = self.now if self.now else self.boundary
+            self._withdraw("cancelling")
+        else:
+            self.ending = "cancelling"
+            self.dropped = not seen.compensate
+        self.compensate = seen.compensate
+
+    def _withdraw(self, ending: Literal["failing", "cancelling"]) -> None:
+        self.ending = ending
+        self.in_flight = {run for run in self.flow.open if self.due(run) not in (WAIT, SKIP)}
+        self.must_end = {run for run in self.in_flight if self._surely_started(run)}
+
+    def _note_enabled(self) -> None:
+        for run in self.flow.open - set(self.enabled_at):
+            if self.due(run) == RUN:
+                self.enabled_at[run] = self.now
+
+    # Explanations.
+
+    def _why_not(self, run: NodeRun) -> str:
+        if self.ending:
+            return f"nothing: the run is {self.ending} and this was not in flight"
+        edges = {
+            e.source: self.flow.arrived.get((e.index, run.at)) for e in self.graph.forward_into(run.node)
+        }
+        return f"nothing yet: its edges are {edges}"
+
+    def _unfinished(self) -> str:
+        if not self.ending:
+            return f"open: {sorted(f'{r.node} {r.iteration}' for r in self.flow.open)}"
+        left = sorted(f"{r.node} {r.iteration}" for r in self.must_end & self.flow.open)
+        queue = [" ".join(self._compensation_of(r)) for r in self._queue()]
+        return f"in flight: {left}, to compensate: {queue}, failing was announced: {self.announced}"
+
+
+def _idle(run: NodeRun, status: Literal["skipped", "cancelled"]) -> Ended:
+    return Ended(run.node, run.iteration, status, 1, None, None, None)
+
+
+def _same_json(one: Any, other: Any) -> bool:
+    """Python holds True and 1 for equal, JSON does not."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _same(seen: Ended | Attempted, legal: Ended | Attempted, *, leased: bool = False) -> bool:
+    """An output counts if the node run completed, an attempt if it was not withdrawn (0 if it never ran)."""
+    if isinstance(seen, Attempted) or isinstance(legal, Attempted):
+        return seen == legal
+    names = ["path", "iteration", "status", "error_code"] + ["leased"] * leased
+    if any(getattr(seen, name) != getattr(legal, name) for name in names):
+        return False
+    if seen.status in IDLE:
+        return True
+    if max(seen.attempt, 1) != legal.attempt:
+        return False
+    if seen.status == "failed":
+        return True
+    return seen.output_text == legal.output_text and _same_json(seen.output, legal.output)
+
+
+def _same_end(seen: RunEnded, expected: RunEnded) -> bool:
+    if seen.status != expected.status:
+        return False
+    if expected.status == "completed":
+        same_text = seen.output_text == expected.output_text
+        return same_text and seen.error_code is None and _same_json(seen.output, expected.output)
+    if expected.status == "cancelled":
+        return seen.error_code in (None, "cancelled")
+    return seen.error_code == expected.error_code or (
+        seen.status == "compensated" and seen.error_code is None
+    )
+
+
+def check(
+    dsl_json: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    run_id: str,
+    observations: Sequence[Observation],
+    effects: Effects,
+) -> list[str]:
+    """The differences between a run observed from start to end and the rules; empty if they agree."""
+    spec = Spec(dsl_json, inputs, run_id, effects)
+    differences: list[str] = []
+    for seen in observations:
+        differences += spec.observe(seen)
+        if len(differences) >= DIFFERENCES_MAX:
+            return differences
+    return differences if spec.over else [*differences, f"the run did not end; {spec._unfinished()}"]
+
+
+def run(
+    dsl: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    effects: Effects,
+    order: random.Random,
+    *,
+    run_id: str = "run",
+    cancel: CancelRequested | None = None,
+    cancel_after_ends: int = 0,
+) -> list[Observation]:
+    """One run by the rules alone: `order` draws the next legal observation; cancelled after so many ends."""
+    spec = Spec(dsl, inputs, run_id, effects)
+    seen: list[Observation] = []
+    while not spec.over:
+        due = cancel is not None and spec.ending is None and _ends(seen) >= cancel_after_ends
+        move: Observation | None = cancel if due else _draw(spec, order)
+        if move is None:
+            raise RuntimeError(f"the rules are stuck after {len(seen)} observations; {spec._unfinished()}")
+        if differences := spec.observe(move):
+            raise RuntimeError(f"the rules refuse their own move: {differences}")
+        seen.append(move)
+    return seen
+
+
+def _ends(seen: Sequence[Observation]) -> int:
+    return sum(isinstance(one, Ended) for one in seen)
+
+
+def _draw(spec: Spec, order: random.Random) -> Observation | None:
+    moves: list[Observation] = []
+    runs = [] if spec.compensations is not None else sorted(spec.flow.open)
+    order.shuffle(runs)
+    for node_run in runs:
+        if legal := spec.legal(node_run):
+            moves.append(order.choice(legal))
+            break
+    moves += spec.legal_compensation()[:1]
+    if spec.ending == "failing" and not spec.announced:
+        moves.append(Failing())
+    if end := spec.legal_end():
+        moves.append(end)
+    return order.choice(moves) if moves else None
