@@ -48,7 +48,7 @@ down: $(READY) ## Stop what `make up` started
 	@$(BIN)/ap down $(ARGS)
 
 status: $(READY) ## Say what is running and where
-	@$(BIN)/ap status $(ARGS)
+	@$(BIN)/ap status $(ARGS) || true
 
 test: $(READY) ## All tests, with Postgres and Kafka started for them
 	@$(PY) -m pytest $(ARGS)

@@ -117,13 +117,14 @@ def run_role(name: str, settings: Settings) -> None:
 
 
 def attach(settings: Settings) -> Settings:
-    """Fill in what is not set from the stack that runs on the data folder, if one does."""
+    """Fill in what is not set from the stack that runs on the data folder. Raises SettingsError."""
     from pydantic import SecretStr
 
     from infra.embedded.state import local_credential_keys, read_state
 
     state = read_state(settings.data_dir)
     if state is None or not state.is_running:
+        settings.require_addresses()
         return settings
     found: dict[str, Any] = {
         "database_url": state.database_url,

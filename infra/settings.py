@@ -156,17 +156,22 @@ class Settings(BaseSettings):
 
     @property
     def required_database_url(self) -> str:
-        if self.database_url is None:
-            raise SettingsError([f"{PREFIX}DATABASE_URL is not set: start everything by `ap up`, or set it"])
-        return self.database_url
+        return self._required("database_url")
 
     @property
     def required_kafka_bootstrap(self) -> str:
-        if self.kafka_bootstrap is None:
-            raise SettingsError(
-                [f"{PREFIX}KAFKA_BOOTSTRAP is not set: start everything by `ap up`, or set it"]
-            )
-        return self.kafka_bootstrap
+        return self._required("kafka_bootstrap")
+
+    def require_addresses(self) -> None:
+        """Raise SettingsError unless Postgres and Kafka are named."""
+        self._required("database_url")
+        self._required("kafka_bootstrap")
+
+    def _required(self, field: Literal["database_url", "kafka_bootstrap"]) -> str:
+        value: str | None = getattr(self, field)
+        if value is None:
+            raise SettingsError([f"{setting_name(field)} is not set: start everything by `ap up`, or set it"])
+        return value
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -150,7 +150,9 @@ class Supervisor:
 
     async def _start(self) -> None:
         self._take_gateway_port()
-        main, _ = await asyncio.gather(asyncio.to_thread(_import_main), self._stack.start())
+        importing = asyncio.create_task(asyncio.to_thread(_import_main))
+        await self._stack.start()
+        main = await importing
         self._settings = self._settings.model_copy(update=self._addresses())
         await main.migrate(self._settings)
         await main.create_topics(self._settings)
