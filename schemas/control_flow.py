@@ -57,7 +57,7 @@ def analyse(count: int, edges: Sequence[tuple[int, int]], allow_loop: set[int], 
     starts = [node for node in range(count) if node not in targets and node not in aside]
     successors[count] = starts  # A root above all starts.
     shape = Shape(starts)
-    if not starts:
+    if not starts and len(aside) < count:
         shape.faults.append(Fault("no_start_node"))
     dominators = immediate_dominators(successors, count)
     shape.faults += [

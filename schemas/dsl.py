@@ -62,10 +62,9 @@ def parse(
     return build_program(reader, shape), problems.found
 
 
-def _admit(dsl_json: Any, limits: Limits, problems: Problems) -> dict[str, Any] | None:
-    """The DSL if its outer form allows to go on, without what no JSON document may hold."""
-    storable = is_storable(dsl_json)
-    dsl = dsl_json if storable else scrub(dsl_json, problems)
+def _admit(dsl_json: Any, limits: Limits, problems: Problems) -> dict[str, list[Any]] | None:
+    """Nodes and edges if there are not too many, without what no JSON document may hold."""
+    dsl = dsl_json if is_storable(dsl_json) else scrub(dsl_json, problems)
     if not isinstance(dsl, dict):
         problems.add("", "wrong_type", "the DSL is not an object")
         return None
@@ -76,17 +75,22 @@ def _admit(dsl_json: Any, limits: Limits, problems: Problems) -> dict[str, Any] 
     unknown_fields(dsl, ("nodes", "edges"), "", problems)
     if "nodes" not in dsl:
         problems.add("/nodes", "missing_field", "nodes is required")
-    for name, most in (("nodes", limits.nodes_max), ("edges", limits.edges_max)):
-        if not isinstance(dsl.get(name, []), list):
-            problems.add(f"/{name}", "wrong_type", f"{name} is not a list")
-        elif len(dsl.get(name, [])) > most:
-            problems.add(f"/{name}", f"too_many_{name}", f"more than {most}")
+    nodes = _list(dsl, "nodes", limits.nodes_max, problems)
+    edges = _list(dsl, "edges", limits.edges_max, problems)
+    if nodes is None or edges is None:
+        return None
     if dsl.get("nodes") == []:
         problems.add("/nodes", "empty_graph", "a workflow needs a node")
-    return None if problems.fatal() and not _walkable(dsl, limits) else dsl
+    return {"nodes": nodes, "edges": edges}
 
 
-def _walkable(dsl: Mapping[str, Any], limits: Limits) -> bool:
-    nodes, edges = dsl.get("nodes"), dsl.get("edges", [])
-    lists = isinstance(nodes, list) and isinstance(edges, list)
-    return lists and 0 < len(nodes) <= limits.nodes_max and len(edges) <= limits.edges_max  # type: ignore[arg-type]
+def _list(dsl: Mapping[str, Any], name: str, most: int, problems: Problems) -> list[Any] | None:
+    """None if there are too many; a list that is missing or no list counts as empty."""
+    value = dsl.get(name, [])
+    if not isinstance(value, list):
+        problems.add(f"/{name}", "wrong_type", f"{name} is not a list")
+        return []
+    if len(value) > most:
+        problems.add(f"/{name}", f"too_many_{name}", f"{len(value)}, at most {most} are allowed")
+        return None
+    return value

@@ -79,7 +79,7 @@ class Reader:
         for draft in self.drafts:
             self._references(draft)
         seen: set[tuple[int, int, str | None]] = set()
-        for at, edge in enumerate(dsl.get("edges", [])):
+        for at, edge in enumerate(dsl["edges"]):
             line = self._edge(at, edge)
             if line is None:
                 continue

@@ -12,7 +12,7 @@ import orjson
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 TEXT_MAX: Final = 1_048_576
-DATA_DEPTH_MAX: Final = 200
+DATA_DEPTH_MAX: Final = 100
 ARGUMENTS_MAX: Final = 16
 
 _NUMBERS: Final[frozenset[Any]] = frozenset((int, float))

@@ -81,8 +81,8 @@ def compile_config(
     except ValidationError as error:
         _report(error, config_type, result, pointer, problems)
     for name, code, detail in cross_check(config_type, result.raw):
-        where = f"{pointer}/{name}" if "/" in name else result.pointers.get(name, pointer)
-        problems.add(where, code, detail)
+        first, slash, rest = name.partition("/")
+        problems.add(result.pointers.get(first, pointer) + slash + rest, code, detail)
     _warn(config_type, result, pointer, problems)
     _Compiler(result, pointer, problems).compile(config_type)
     return result

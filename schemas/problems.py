@@ -141,11 +141,11 @@ def _text_flaw(text: str) -> tuple[str, str] | None:
 
 
 def _scalar_flaw(value: Any) -> tuple[str, str] | None:
-    if value is None or isinstance(value, bool):
+    if value is None or value.__class__ is bool:
         return None
-    if isinstance(value, float):
+    if value.__class__ is float:
         return None if math.isfinite(value) else ("not_a_number", "NaN and Infinity are not JSON")
-    if isinstance(value, int):
+    if value.__class__ is int:
         fits = INTEGER_MIN <= value <= INTEGER_MAX
         return None if fits else ("number_too_large", "whole numbers must fit 64 bits")
     return "not_json", f"{type(value).__name__} is not JSON"

@@ -58,13 +58,15 @@ def compile_template(text: str) -> Template:
         raise TemplateError(LENGTH_MAX, f"longer than {LENGTH_MAX} characters")
     parts: list[str | Run] = []
     references: set[Path] = set()
+    placeholders = 0
     for piece in _pieces(text):
         if isinstance(piece, str):
             parts.append(piece)
             continue
         references.add(piece)
         parts.append(path_reader(piece))
-        if len(parts) > 2 * PLACEHOLDERS_MAX:
+        placeholders += 1
+        if placeholders > PLACEHOLDERS_MAX:
             raise TemplateError(0, f"more than {PLACEHOLDERS_MAX} placeholders")
     only = parts[0] if len(parts) == 1 else None
     whole = None if isinstance(only, str) else only
