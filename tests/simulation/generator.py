@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.interpreter import CancelRequested, Edge, Failure, Graph, Path, Success
+from tests.simulation.features import features
+from tests.simulation.observations import CancelRequested, Failure, Path, Success
+
+__all__ = ["Behaviour", "Oracle", "Scenario", "features", "generate"]
 
 NODES_MIN = 3
 NODES_MAX = 40
@@ -142,7 +145,9 @@ class Builder:
     def connect(self, outs: list[Out], target: str) -> None:
         for source, label in outs:
             condition = {} if label is None else {"condition": label}
-            self.edges.append({"source": source, "target": target, **condition})
+            edge = {"source": source, "target": target, **condition}
+            if edge not in self.edges:  # The same edge twice is an error.
+                self.edges.append(edge)
 
     # The whole.
 
@@ -252,7 +257,7 @@ class Builder:
         earlier = [n["id"] for n in self.nodes[begins[0] : begins[target]] if n["id"] in sources]
         if earlier:
             source = self.chance.choice(earlier)
-            label = self.chance.choice(["true", "false"]) if source.startswith("if-else") else None
+            label = "false" if source.startswith("if-else") and self.likely(0.7) else None
             self.connect([(source, label)], parts[target].entry)
 
     def step(self, loops: list[Around]) -> Fragment:
@@ -264,7 +269,7 @@ class Builder:
         policy = self.chance.choice(["all_completed", "any_completed", "n_completed", ""])
         config: dict[str, Any] = {"join_policy": policy} if policy else {}
         if policy == "n_completed":
-            config["n"] = self.chance.randint(1, len(outs))
+            config["n"] = self.chance.randint(1, len(set(outs)))
             if self.likely(0.3):
                 config["on_error"] = "continue"
         node = self.add("join", config)
@@ -532,85 +537,3 @@ class Builder:
 
     def answer(self) -> str:
         return self.add("answer", {"template": self.text(self.readable())})
-
-
-def features(dsl: Mapping[str, Any]) -> set[str]:
-    """What a workflow makes use of, by name."""
-    graph = Graph(dsl)
-    found = set(graph.kind.values())
-    for node, config in graph.config.items():
-        found |= set(config) & {"retry_policy", "delay_seconds", "max_iterations", "cases", "default_output"}
-        found |= _of_node(graph, node, config)
-    for edge in graph.edges:
-        found |= _of_edge(graph, edge)
-    names = {
-        "non-ASCII name": "{{state.客户}}" in json.dumps(dsl, ensure_ascii=False),
-        "list index": ".items.0}}" in json.dumps(dsl),
-        "several starts": len(graph.starts) > 1,
-        "several ends": list(graph.kind.values()).count("end") > 1,
-        "no end": "end" not in graph.kind.values(),
-        "several sinks": sum(not graph.out(node) for node in graph.nodes) > 1,
-        "default input": any("default" in str(config.get("inputs")) for config in graph.config.values()),
-        "compensation shared": len(_compensations(graph)) > len(set(_compensations(graph))),
-        "compensation pure": any(graph.kind[node] != "code" for node in _compensations(graph)),
-        "compensation retried": any("retry_policy" in graph.config[node] for node in _compensations(graph)),
-    }
-    return found | {name for name, present in names.items() if present}
-
-
-def _compensations(graph: Graph) -> list[str]:
-    return [c["compensation_node_id"] for c in graph.config.values() if "compensation_node_id" in c]
-
-
-def _of_node(graph: Graph, node: str, config: Mapping[str, Any]) -> set[str]:
-    if node in graph.aside:
-        return {"compensation"}
-    arriving, leaving = graph.forward_into(node), graph.out(node)
-    kind, depth = graph.kind[node], len(graph.loops[node])
-    policy = str(config.get("join_policy", "default")) if kind == "join" else ""
-    template = str(config.get("template", "")) if kind == "template-transform" else ""
-    names = {
-        f"join {policy}": bool(policy),
-        f"join {policy} in a loop": policy in ("any_completed", "n_completed") and depth > 0,
-        "join unreachable handled": policy == "n_completed" and config.get("on_error") == "continue",
-        "join failed edge": policy == "n_completed" and any(e.label == "failed" for e in leaving),
-        "template JSON": template.startswith("{"),
-        "template text": template.startswith("text"),
-        "merge without join": len(arriving) > 1 and not policy,
-        "fan-out": sum(e.label is None for e in leaving) > 1,
-        "answer text": kind == "answer" and "text" in config,
-        f"on_error {config.get('on_error')}": "on_error" in config,
-        "backoff exponential": (config.get("retry_policy") or {}).get("backoff") == "exponential",
-        f"loop depth {depth}": depth > 0,
-        "if-else with an unlabelled edge": kind == "if-else" and any(e.label is None for e in leaving),
-    }
-    if node in graph.bodies:
-        names |= _of_loop(graph, node, config)
-    return {name for name, present in names.items() if present}
-
-
-def _of_loop(graph: Graph, head: str, config: Mapping[str, Any]) -> dict[str, bool]:
-    exits = graph.exit_edges(head)
-    own = [e for e in exits if e.source == head]
-    return {
-        f"head {graph.kind[head]}": True,
-        "several back edges": len(graph.back_edges(head)) > 1,
-        "several exits": len(exits) > 1,
-        "exit from a nested loop": any(len(graph.exits(e)) > 1 for e in exits),
-        "head with a failed exit": any(e.label == "failed" for e in own),
-        "head that continues on error": config.get("on_error") == "continue",
-        "one node loop": len(graph.bodies[head]) == 1,
-    }
-
-
-def _of_edge(graph: Graph, edge: Edge) -> set[str]:
-    twins = [e for e in graph.edges if (e.source, e.target) == (edge.source, edge.target)]
-    back = edge.index in graph.back
-    names = {
-        "failed edge": edge.label == "failed",
-        "failed back edge": edge.label == "failed" and back,
-        "outer back edge from an inner loop": back and bool(graph.exits(edge)),
-        "parallel edges": len(twins) > 1,
-        "exit into another loop": bool(graph.exits(edge)) and edge.target in graph.bodies and not back,
-    }
-    return {name for name, present in names.items() if present}

@@ -19,290 +19,48 @@ Readings chosen where the rules leave room:
 - A second failure while the run is failing is not compensated.
 """
 
-import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
-from schemas.expressions import EvaluationError, Expression, compile_expression
-from schemas.templates import Template, Value, compile_template, compile_value
+from schemas.expressions import EvaluationError
+from tests.simulation.loops import Edge, Flow, Graph, NodeRun
+from tests.simulation.observations import (
+    IDLE,
+    Attempted,
+    CancelRequested,
+    Effects,
+    Ended,
+    Failing,
+    Failure,
+    Observation,
+    Path,
+    RunEnded,
+    Success,
+    same,
+    same_end,
+)
+from tests.simulation.pure_nodes import PURE, PureNodes
 
-Path = str  # A node id, or `<node>/<compensation>`.
-Status = Literal["completed", "failed", "skipped", "cancelled"]
+__all__ = [
+    "Attempted",
+    "CancelRequested",
+    "Effects",
+    "Ended",
+    "Failing",
+    "Failure",
+    "Observation",
+    "RunEnded",
+    "Spec",
+    "Success",
+    "check",
+    "run",
+]
 
-ALIASES = {"condition": "if-else"}
-PURE = frozenset({"start", "end", "answer", "assigner", "if-else", "template-transform", "join"})
-EFFECTS = frozenset({"code"})  # Every other kind fails with `node_type_unavailable`.
+EFFECTS = frozenset({"code"})  # Every other kind that is not pure fails with `node_type_unavailable`.
 MAX_ITERATIONS_DEFAULT = 10
 DIFFERENCES_MAX = 20
-IDLE = ("skipped", "cancelled")
-
-
-@dataclass(frozen=True)
-class Success:
-    output: Any
-    text: str | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    code: str
-    retryable: bool = True
-
-
-Effects = Callable[[Path, str, int], Success | Failure]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A node run ended. `leased`: it answered from a lease while the run was failing or being cancelled."""
-
-    path: Path
-    iteration: str
-    status: Status
-    attempt: int
-    output: Any
-    output_text: str | None
-    error_code: str | None
-    leased: bool = False
-
-
-@dataclass(frozen=True)
-class Attempted:
-    """An attempt failed and will be retried."""
-
-    path: Path
-    iteration: str
-    attempt: int
-    error_code: str
-
-
-@dataclass(frozen=True)
-class Failing:
-    pass
-
-
-@dataclass(frozen=True)
-class CancelRequested:
-    compensate: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class RunEnded:
-    """The output and text are compared only if the run completed."""
-
-    status: str
-    output: Any
-    output_text: str | None
-    error_code: str | None
-
-
-Observation = Ended | Attempted | Failing | CancelRequested | RunEnded
-
-
-@dataclass(frozen=True)
-class Edge:
-    index: int
-    source: str
-    target: str
-    label: str | None
-
-
-class NodeRun(NamedTuple):
-    node: str
-    at: tuple[int, ...]  # One number per enclosing loop, outermost first.
-
-    @property
-    def iteration(self) -> str:
-        return ".".join(map(str, self.at)) or "1"
-
-
-class Graph:
-    """Edges, dominators and natural loops of a valid DSL. A loop is named by its head."""
-
-    def __init__(self, dsl: Mapping[str, Any]) -> None:
-        self.config: dict[str, dict[str, Any]] = {n["id"]: n.get("config") or {} for n in dsl["nodes"]}
-        self.kind = {n["id"]: ALIASES.get(n["type"], n["type"]) for n in dsl["nodes"]}
-        targets = {e["target"] for e in dsl["edges"]}
-        compensations = {c.get("compensation_node_id") for c in self.config.values()}
-        self.aside = {n for n in self.kind if n in compensations and n not in targets}
-        self.nodes = [n for n in self.kind if n not in self.aside]
-        self.edges = [
-            Edge(i, e["source"], e["target"], e.get("condition"))
-            for i, e in enumerate(dsl["edges"])
-            if e["source"] not in self.aside
-        ]
-        self.starts = [n for n in self.nodes if n not in targets]
-        self.back = {e.index for e in self.edges if self._is_back(e)}
-        self.bodies = {
-            head: frozenset({head}).union(*(self._reaching(e.source, head) for e in self._back_edges(head)))
-            for head in {e.target for e in self.edges if e.index in self.back}
-        }
-        self.loops = {node: self._loops_of(node) for node in self.nodes}
-
-    def out(self, node: str) -> list[Edge]:
-        return [e for e in self.edges if e.source == node]
-
-    def forward_into(self, node: str) -> list[Edge]:
-        return [e for e in self.edges if e.target == node and e.index not in self.back]
-
-    def _back_edges(self, head: str) -> list[Edge]:
-        return [e for e in self.edges if e.target == head and e.index in self.back]
-
-    def back_edges(self, head: str) -> set[int]:
-        return {e.index for e in self._back_edges(head)}
-
-    def exits(self, edge: Edge) -> list[str]:
-        """The loops that the edge leaves, innermost first."""
-        return [head for head in reversed(self.loops[edge.source]) if edge.target not in self.bodies[head]]
-
-    def exit_edges(self, head: str) -> list[Edge]:
-        return [e for e in self.edges if head in self.exits(e)]
-
-    def onward(self, node: str) -> set[str]:
-        """Where a path goes next; at a back edge it goes on at the exits of the loop."""
-        return set().union(*(self._beyond(e) for e in self.out(node)))
-
-    def _beyond(self, edge: Edge) -> set[str]:
-        if edge.index not in self.back:
-            return {edge.target}
-        return set().union(*(self._beyond(e) for e in self.exit_edges(edge.target)))
-
-    def _is_back(self, edge: Edge) -> bool:
-        allowed = self.config[edge.target].get("allow_loop", False)
-        return bool(allowed) and edge.source not in self._reachable_without(edge.target)
-
-    def _reachable_without(self, avoided: str) -> set[str]:
-        seen: set[str] = set()
-        todo = [n for n in self.starts if n != avoided]
-        while todo:
-            node = todo.pop()
-            seen.add(node)
-            todo += [e.target for e in self.out(node) if e.target not in seen and e.target != avoided]
-        return seen
-
-    def _reaching(self, node: str, head: str) -> set[str]:
-        seen = {head}
-        todo = [node]
-        while todo:
-            reached = todo.pop()
-            if reached not in seen:
-                seen.add(reached)
-                todo += [e.source for e in self.edges if e.target == reached]
-        return seen
-
-    def _loops_of(self, node: str) -> tuple[str, ...]:
-        around = [head for head, body in self.bodies.items() if node in body]
-        return tuple(sorted(around, key=lambda head: -len(self.bodies[head])))
-
-
-class Texts:
-    """The compiled expressions and templates of a graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.expression: dict[str, Expression] = {}
-        self.cases: dict[str, list[tuple[str, Expression]]] = {}
-        self.template: dict[str, Template] = {}
-        self.value: dict[str, Value] = {}
-        for node, kind in graph.kind.items():
-            self._compile(node, kind, graph.config[node])
-
-    def _compile(self, node: str, kind: str, config: dict[str, Any]) -> None:
-        match kind:
-            case "if-else" if "cases" in config:
-                self.cases[node] = [(c["id"], compile_expression(c["expression"])) for c in config["cases"]]
-            case "if-else":
-                self.expression[node] = compile_expression(config["expression"])
-            case "assigner":
-                self.value[node] = compile_value(config.get("assignments", {}))
-            case "end":
-                self.value[node] = compile_value(config.get("outputs", {}))
-            case "answer":
-                self.template[node] = compile_template(config.get("template", config.get("text", "")))
-            case "template-transform":
-                structure = json_structure(config["template"])
-                if structure is None:
-                    self.template[node] = compile_template(config["template"])
-                else:
-                    self.value[node] = compile_value(structure)
-
-
-def json_structure(template: Any) -> dict[str, Any] | list[Any] | None:
-    if not isinstance(template, str):
-        return template  # type: ignore[no-any-return]
-    try:
-        parsed = json.loads(template)
-    except ValueError:
-        return None
-    return parsed if isinstance(parsed, dict | list) else None
-
-
-@dataclass
-class Instance:
-    """One entry of a loop: its current iteration, exits taken, and how each iteration's back edges ended."""
-
-    iteration: int = 1
-    ended: bool = False
-    taken: set[int] = field(default_factory=set)
-    back: dict[int, dict[int, bool]] = field(default_factory=dict)
-
-
-class Flow:
-    """Which edges have been resolved for which iteration, and which node runs exist but have not ended."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.arrived: dict[tuple[int, tuple[int, ...]], bool] = {}
-        self.instances: dict[tuple[str, tuple[int, ...]], Instance] = {}
-        self.open: set[NodeRun] = {NodeRun(n, (1,) * len(graph.loops[n])) for n in graph.nodes}
-
-    def resolve(self, run: NodeRun, taken: set[int]) -> None:
-        """Resolves all outgoing edges of an ended node run; what is taken leaves before a loop ends."""
-        edges = self.graph.out(run.node)
-        for edge in sorted(edges, key=lambda e: (e.index not in taken, e.index in self.graph.back)):
-            self._leave(edge, self.graph.exits(edge), run.at, edge.index in taken)
-
-    def instance(self, head: str, entry: tuple[int, ...]) -> Instance:
-        return self.instances.setdefault((head, entry), Instance())
-
-    def _leave(self, edge: Edge, levels: Sequence[str], at: tuple[int, ...], taken: bool) -> None:
-        if not levels:
-            return self._land(edge, at, taken)
-        instance = self.instance(levels[0], at[:-1])
-        if instance.ended or edge.index in instance.taken or not taken:
-            return None  # Not taken waits for the end of the loop.
-        instance.taken.add(edge.index)
-        return self._leave(edge, levels[1:], at[:-1], True)
-
-    def _land(self, edge: Edge, at: tuple[int, ...], taken: bool) -> None:
-        if edge.index in self.graph.back:
-            instance = self.instance(edge.target, at[:-1])
-            instance.back.setdefault(at[-1], {})[edge.index] = taken
-            return self._turn(edge.target, at[:-1], instance)
-        entered = len(self.graph.loops[edge.target]) - len(at)
-        self.arrived[edge.index, at + (1,) * entered] = taken
-        return None
-
-    def _turn(self, head: str, entry: tuple[int, ...], instance: Instance) -> None:
-        """Starts the next iteration or ends the loop once all back edges of the current one are resolved."""
-        resolved = instance.back[instance.iteration]
-        if instance.ended or set(resolved) != self.graph.back_edges(head):
-            return
-        if any(resolved.values()):
-            instance.iteration += 1
-            at = (*entry, instance.iteration)
-            for node in self.graph.bodies[head]:
-                self.open.add(NodeRun(node, at + (1,) * (len(self.graph.loops[node]) - len(at))))
-            return
-        instance.ended = True
-        for edge in self.graph.exit_edges(head):
-            if edge.index not in instance.taken:
-                levels = self.graph.exits(edge)
-                self._leave(edge, levels[levels.index(head) + 1 :], entry, False)
-
-
 RUN = "run"
 WAIT = "wait"
 SKIP = "skip"
@@ -316,7 +74,7 @@ class Spec:
     ) -> None:
         self.graph = Graph(dsl)
         self.flow = Flow(self.graph)
-        self.texts = Texts(self.graph)
+        self.pure = PureNodes(self.graph)
         self.inputs = dict(inputs)
         self.run_id = run_id
         self.effects = effects
@@ -473,40 +231,9 @@ class Spec:
         if kind not in PURE:
             return Failure("node_type_unavailable", retryable=False)
         try:
-            return self._evaluate(kind, node, self._scope(node, None if path == node else run))
+            return self.pure.evaluate(node, self._scope(node, None if path == node else run))
         except EvaluationError:
             return Failure("evaluation_failed")
-
-    def _evaluate(self, kind: str, node: str, scope: dict[str, Any]) -> Success:
-        match kind:
-            case "start":
-                declared = self.graph.config[node].get("inputs") or {}
-                defaults = {k: v["default"] for k, v in declared.items() if "default" in v}
-                return Success({**defaults, **self.inputs})
-            case "end":
-                return Success(self.texts.value[node].evaluate(scope))
-            case "answer":
-                text = self.texts.template[node].render(scope)
-                return Success({"text": text}, text)
-            case "assigner":
-                return Success({"state_updates": self.texts.value[node].evaluate(scope)})
-            case "if-else":
-                return Success(self._decide(node, scope))
-            case "template-transform" if node in self.texts.value:
-                return Success({"json": self.texts.value[node].evaluate(scope)})
-            case "template-transform":
-                text = self.texts.template[node].render(scope)
-                return Success({"text": text}, text)
-        return Success({})  # A join.
-
-    def _decide(self, node: str, scope: dict[str, Any]) -> dict[str, Any]:
-        if node in self.texts.expression:
-            met = self.texts.expression[node].truth(scope)
-            return {"condition_result": met, "route": "true" if met else "false"}
-        for case, expression in self.texts.cases[node]:
-            if expression.truth(scope):
-                return {"condition_result": True, "route": case}
-        return {"condition_result": False, "route": "false"}
 
     def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
         nodes: dict[str, Any] = {}
@@ -614,7 +341,7 @@ class Spec:
                 self.over = True
                 if expected is None:
                     return [f"{where}: too early, {self._unfinished()}"]
-                return [] if _same_end(seen, expected) else [f"{where}: expected {expected}"]
+                return [] if same_end(seen, expected) else [f"{where}: expected {expected}"]
 
     def _observe_node(self, where: str, seen: Ended | Attempted) -> list[str]:
         if "/" in seen.path:
@@ -626,7 +353,7 @@ class Spec:
         if self._asynchronous(run) and not (isinstance(seen, Ended) and seen.status in IDLE):
             self.boundary = self.now
         differences = []
-        if not any(_same(seen, one, leased=self.ending is not None) for one in legal):
+        if not any(same(seen, one, leased=self.ending is not None) for one in legal):
             differences.append(f"{where}: expected {' or '.join(map(str, legal)) or self._why_not(run)}")
         if isinstance(seen, Attempted):
             self.failed_attempts[seen.path, seen.iteration] = seen.attempt
@@ -638,7 +365,7 @@ class Spec:
         legal = self.legal_compensation()
         self.compensations = queue = self._queue()
         differences = []
-        if not any(_same(seen, one) for one in legal):
+        if not any(same(seen, one) for one in legal):
             expected = " or ".join(map(str, legal)) or f"no compensation now, {self._unfinished()}"
             differences.append(f"{where}: expected {expected}")
         if isinstance(seen, Attempted):
@@ -741,40 +468,6 @@ class Spec:
 
 def _idle(run: NodeRun, status: Literal["skipped", "cancelled"]) -> Ended:
     return Ended(run.node, run.iteration, status, 1, None, None, None)
-
-
-def _same_json(one: Any, other: Any) -> bool:
-    """Python holds True and 1 for equal, JSON does not."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def _same(seen: Ended | Attempted, legal: Ended | Attempted, *, leased: bool = False) -> bool:
-    """An output counts if the node run completed, an attempt if it was not withdrawn (0 if it never ran)."""
-    if isinstance(seen, Attempted) or isinstance(legal, Attempted):
-        return seen == legal
-    names = ["path", "iteration", "status", "error_code"] + ["leased"] * leased
-    if any(getattr(seen, name) != getattr(legal, name) for name in names):
-        return False
-    if seen.status in IDLE:
-        return True
-    if max(seen.attempt, 1) != legal.attempt:
-        return False
-    if seen.status == "failed":
-        return True
-    return seen.output_text == legal.output_text and _same_json(seen.output, legal.output)
-
-
-def _same_end(seen: RunEnded, expected: RunEnded) -> bool:
-    if seen.status != expected.status:
-        return False
-    if expected.status == "completed":
-        same_text = seen.output_text == expected.output_text
-        return same_text and seen.error_code is None and _same_json(seen.output, expected.output)
-    if expected.status == "cancelled":
-        return seen.error_code in (None, "cancelled")
-    return seen.error_code == expected.error_code or (
-        seen.status == "compensated" and seen.error_code is None
-    )
 
 
 def check(
