@@ -82,7 +82,7 @@ VERSION_TABLE = sa.Table(
 DEFINITIONS = table_spec(
     DEFINITION_TABLE,
     Definition,
-    mutable="seq name description status versions latest_published updated_at".split(),
+    mutable=["seq", "name", "description", "status", "versions", "latest_published", "updated_at"],
 )
 VERSIONS = table_spec(VERSION_TABLE, Version, mutable=("status", "published_at"), parent="definition_id")
 TABLES: tuple[TableSpec, ...] = (DEFINITIONS, VERSIONS)
@@ -94,7 +94,9 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
     if isinstance(event, wire.DefinitionCreated):
         return [_created(event, recorded)]
     head = replace(
-        cast(Definition, rows.get(Definition, recorded.aggregate_id)), seq=recorded.seq, updated_at=recorded.at
+        cast(Definition, rows.get(Definition, recorded.aggregate_id)),
+        seq=recorded.seq,
+        updated_at=recorded.at,
     )
     match event:
         case wire.DefinitionChanged():

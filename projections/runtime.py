@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
 from schemas import runtime as wire
 from schemas.messages import JsonObject
-from schemas.runtime import NODE_ENDED, RUN_ENDED
+from schemas.runtime import NODE_ENDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Run:
     sink: str | None
     compensating: str | None
     compensate_first: str | None
+    compensates: bool
     compensation_failed: bool
     compensations: int
     correlation_id: str
@@ -141,6 +142,7 @@ RUN_TABLE = sa.Table(
     uuid_column("sink"),
     uuid_column("compensating"),
     uuid_column("compensate_first"),
+    sa.Column("compensates", sa.Boolean, nullable=False),
     sa.Column("compensation_failed", sa.Boolean, nullable=False),
     sa.Column("compensations", sa.Integer, nullable=False),
     sa.Column("correlation_id", sa.Text, nullable=False),
@@ -202,18 +204,56 @@ MARK_TABLE = sa.Table(
 RUNS = table_spec(
     RUN_TABLE,
     Run,
-    mutable=(
-        "seq status state output output_text end_output error allowance active pending compensable sink "
-        "compensating compensate_first compensation_failed compensations started_at ended_at"
-    ).split(),
+    mutable=[
+        "seq",
+        "status",
+        "state",
+        "output",
+        "output_text",
+        "end_output",
+        "error",
+        "allowance",
+        "active",
+        "pending",
+        "compensable",
+        "sink",
+        "compensating",
+        "compensate_first",
+        "compensates",
+        "compensation_failed",
+        "compensations",
+        "started_at",
+        "ended_at",
+    ],
 )
 NODE_RUNS = table_spec(
     NODE_RUN_TABLE,
     NodeRun,
-    mutable=(
-        "kind seq status attempt requeues input output output_text error route worker below_compensable below_sink "
-        "lease_token ready timeout_seconds due_at started_at ended_at leased_by lease_until deadline_at result"
-    ).split(),
+    mutable=[
+        "kind",
+        "seq",
+        "status",
+        "attempt",
+        "requeues",
+        "input",
+        "output",
+        "output_text",
+        "error",
+        "route",
+        "worker",
+        "below_compensable",
+        "below_sink",
+        "lease_token",
+        "ready",
+        "timeout_seconds",
+        "due_at",
+        "started_at",
+        "ended_at",
+        "leased_by",
+        "lease_until",
+        "deadline_at",
+        "result",
+    ],
     parent="run_id",
     live=lambda node: node.status not in NODE_ENDED,
     live_sql="status IN ('queued', 'running', 'pending')",
@@ -232,7 +272,8 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
     run = cast(Run, rows.get(Run, recorded.aggregate_id))
     run = replace(run, seq=recorded.seq)
     if isinstance(event, wire.NodeEvent):
-        before = rows.get(NodeRun, event.node_run_id)
+        creates = getattr(event, "node_id", "")  # Only an event that makes a node run names its node.
+        before = None if creates else rows.get(NodeRun, event.node_run_id)
         node = _evolve_node(before, run, event, recorded)
         changed: list[Any] = [_counted(_remembered(run, node, event), before, node, recorded.at), node]
         for mark in event.marks:
@@ -262,7 +303,9 @@ def _counted(run: Run, before: NodeRun | None, after: NodeRun, at: float) -> Run
 def _remembered(run: Run, node: NodeRun, event: wire.NodeEvent) -> Run:
     """The header after what a node run's end leaves behind: state, outputs, the lists of completion."""
     if isinstance(event, wire.NodeFailed):
-        return replace(run, compensation_failed=True) if "/" in node.path else run
+        if "/" in node.path:
+            return replace(run, compensation_failed=True)
+        return replace(run, compensable=node.id) if event.compensable else run
     if not isinstance(event, wire.NodeCompleted):
         return run
     state = {**run.state, **event.state_updates} if event.state_updates else run.state
@@ -385,6 +428,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 output=event.output,
                 output_text=event.output_text,
                 error=event.error.model_dump(),
+                below_compensable=run.compensable if event.compensable else None,
             )
         case wire.NodeRetryScheduled():
             return replace(
@@ -395,9 +439,9 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 attempt=event.attempt + 1,
                 error=event.error.model_dump(),
                 due_at=event.due_at,
-                lease_token=event.lease_token,
                 leased_by=None,
                 lease_until=0.0,
+                deadline_at=0.0,
                 result=None,
             )
         case wire.StepRequeued():
@@ -414,13 +458,21 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
             return replace(before, seq=seq, status="skipped", ended_at=recorded.at)
         case wire.NodeCancelled():
             return replace(
-                before, seq=seq, status="cancelled", ready=False, ended_at=recorded.at, leased_by=None, lease_until=0.0
+                before,
+                seq=seq,
+                status="cancelled",
+                ready=False,
+                ended_at=recorded.at,
+                leased_by=None,
+                lease_until=0.0,
             )
         case _:
             raise TypeError(f"{event.type} is not an event of a node run")
 
 
-def _ended(before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed) -> NodeRun:
+def _ended(
+    before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed
+) -> NodeRun:
     return replace(
         before,
         seq=recorded.seq,
@@ -462,6 +514,7 @@ def _created(event: wire.RunCreated, recorded: Any) -> Run:
         sink=None,
         compensating=None,
         compensate_first=None,
+        compensates=True,
         compensation_failed=False,
         compensations=0,
         correlation_id=recorded.correlation_id,
@@ -482,10 +535,20 @@ def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
             return replace(run, status="failing", error=event.error.model_dump(), compensate_first=first)
         case wire.RunCancelling():
             below = run.compensable if event.compensate else None
-            return replace(run, status="cancelling", compensable=below, compensate_first=None)
+            return replace(
+                run,
+                status="cancelling",
+                compensable=below,
+                compensate_first=None,
+                compensates=event.compensate,
+            )
         case wire.RunCompleted():
             return replace(
-                run, status="completed", output=event.output, output_text=event.output_text, ended_at=recorded.at
+                run,
+                status="completed",
+                output=event.output,
+                output_text=event.output_text,
+                ended_at=recorded.at,
             )
         case wire.RunFailed():
             return replace(run, status="failed", error=event.error.model_dump(), ended_at=recorded.at)

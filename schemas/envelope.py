@@ -96,7 +96,9 @@ def decode_headers(headers: Iterable[tuple[str, bytes]]) -> Envelope:
     for name, value in headers:
         if name.startswith("ce_") or name == "traceparent":
             if value is None or len(value) > HEADER_BYTES_MAX:
-                raise Malformed("malformed_header", f"{name} is empty or longer than {HEADER_BYTES_MAX} bytes")
+                raise Malformed(
+                    "malformed_header", f"{name} is empty or longer than {HEADER_BYTES_MAX} bytes"
+                )
             try:
                 text = value.decode()
             except UnicodeDecodeError:

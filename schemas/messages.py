@@ -92,7 +92,13 @@ class Rejected(Exception):
     """A command refused for a reason its sender can act on; nothing is recorded but the outcome."""
 
     def __init__(
-        self, code: str, detail: str = "", *, status: int = 409, errors: tuple[JsonObject, ...] = (), **extra: Any
+        self,
+        code: str,
+        detail: str = "",
+        *,
+        status: int = 409,
+        errors: tuple[JsonObject, ...] = (),
+        **extra: Any,
     ) -> None:
         super().__init__(f"{code}: {detail}" if detail else code)
         self.code = code

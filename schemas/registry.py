@@ -12,7 +12,8 @@ from schemas.envelope import Malformed
 from schemas.messages import Command, Event, JsonObject
 
 COMMANDS: Mapping[str, type[Command]] = {
-    command.model_fields["type"].default: command for command in (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS)
+    command.model_fields["type"].default: command
+    for command in (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS)
 }
 EVENTS: Mapping[str, type[Event]] = {
     event.model_fields["type"].default: event for event in (*catalog.EVENTS, *runtime.EVENTS, *access.EVENTS)

@@ -296,6 +296,7 @@ class NodeFailed(NodeEvent):
     node_type: str = ""
     error: Failure
     handled: bool = False
+    compensable: bool = False
     output: JsonObject | None = None
     output_text: str | None = None
     attempt: int = 1
@@ -306,13 +307,13 @@ class NodeFailed(NodeEvent):
 
 
 class NodeRetryScheduled(NodeEvent):
-    """Attempt `attempt` failed; the next one starts at `due_at` under lease token `lease_token`."""
+    """Attempt `attempt` failed; the next one starts at `due_at`."""
 
     type: Literal["runtime.node_retry_scheduled"] = "runtime.node_retry_scheduled"
     attempt: int
     error: Failure
     due_at: float
-    lease_token: int
+    worker: str = ""
 
 
 class StepRequeued(NodeEvent):
@@ -350,7 +351,7 @@ class RunCancelling(Event):
 
 
 class RunCompensating(Event):
-    """The next compensation begins: of node run `of`, going down to `rest` after it."""
+    """The next compensation begins: node run `node_run_id` makes up for node run `of`."""
 
     type: Literal["runtime.run_compensating"] = "runtime.run_compensating"
     of: str

@@ -1,0 +1,633 @@
+"""The kernel: a batch of records becomes one transaction over the lanes it touches; what it made is sent after."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from bus.decider import Domain, Key, Meta, Missing, React, Recorded
+from bus.lanes import Lane
+from bus.plan import Accepted, Partitions, Plan, event_record
+from bus.rows import View
+from bus.store import (
+    Advance,
+    DeadLetter,
+    Fenced,
+    Incoming,
+    Log,
+    Out,
+    Outcome,
+    Poison,
+    SendFailed,
+    Store,
+    Unavailable,
+    Unknown,
+)
+from infra.db import TableSpec
+from schemas import registry
+from schemas.envelope import Envelope, Malformed, decode_headers
+from schemas.messages import SCHEMA_VERSION, UUID_PATTERN, Command, Event, Rejected, derive
+from schemas.topics import (
+    COMMANDS,
+    DEAD_LETTER_BODY_BYTES_MAX,
+    INGRESS,
+    MESSAGE_BYTES_MAX,
+    partition_of,
+)
+
+log = logging.getLogger("agent_platform.kernel")
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Database time as far as this process knows it, seconds since 1970."""
+
+
+class Steps(Protocol):
+    """Who executes steps in this process."""
+
+    def lease(self, row: Any, at: float) -> Any | None:
+        """The claimable row leased to this process, or None if there is no room for it."""
+
+    def start(self, row: Any, lane: Lane) -> None:
+        """Execute a leased step whose lease is committed."""
+
+
+class Ingress(Protocol):
+    """Who may publish to `ingress`, and what becomes of a record there."""
+
+    def __call__(self, envelope: Envelope, body: bytes) -> tuple[Envelope, Command]:
+        """The command to move on. Raises Malformed with the reason of refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    decide_records_max: int = 300
+    rows_max: int = 4_096
+    aggregates_max: int = 4_000
+    facts_max: int = 256
+    dead_ratio: float = 0.01
+    dead_window_records: int = 1_000
+    record_age_seconds_max: float = 7 * 86_400
+    retry_seconds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Defences:
+    """Switches for tests only: each turns one defence off, to show that its test notices."""
+
+    inbox: bool = True
+    fence: bool = True
+    drain: bool = True
+    lease_token: bool = True
+
+
+class Kernel:
+    """Owns lanes and handles their records. One `handle` runs at a time.
+
+    `claimable` maps a row type to the test whether such a row is a step to be claimed now.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        out: Log,
+        domains: Sequence[Domain],
+        specs: Iterable[TableSpec],
+        *,
+        partitions: Partitions,
+        clock: Clock,
+        owner: str,
+        steps: Steps | None = None,
+        claimable: Mapping[type[Any], Callable[[Any], bool]] | None = None,
+        hint: Callable[[Any], Out | None] | None = None,
+        ingress: Ingress | None = None,
+        limits: Limits | None = None,
+        defences: Defences | None = None,
+        immutable_facts: frozenset[type[Any]] = frozenset(),
+    ) -> None:
+        self.store = store
+        self.log = out
+        self.owner = owner
+        self.lanes: dict[int, Lane] = {}
+        self.limits = limits or Limits()
+        self._domains = {command: domain for domain in domains for command in domain.decide}
+        self._specs = {spec.row: spec for spec in specs}
+        reactions: dict[type[Event], tuple[React, ...]] = {}
+        for domain in domains:
+            for event, found in domain.react.items():
+                reactions[event] = (*reactions.get(event, ()), *found)
+        self._reactions = reactions
+        self._partitions = partitions
+        self._clock = clock
+        self._steps = steps
+        self._claimable = claimable or {}
+        self._hint = hint
+        self._ingress = ingress
+        self._defences = defences or Defences()
+        self._immutable = immutable_facts
+        self._facts: dict[Key, Any] = {}
+
+    # --- lanes -----------------------------------------------------------------------------------------------
+
+    async def claim(self, lane_ids: Sequence[int]) -> list[Lane]:
+        """Own these lanes under a new epoch; what their former owner left unsent is sent before this returns.
+
+        Raises Unavailable, Unknown or SendFailed; then none of them is owned.
+        """
+        for id in lane_ids:
+            self.release(id)
+        if not lane_ids:
+            return []
+        claimed = await self.store.claim(lane_ids, self.owner)
+        lanes = [Lane(each, self.limits.aggregates_max) for each in claimed]
+        if self._defences.drain:
+            for lane in lanes:
+                await self.drain(lane)
+        for lane in lanes:
+            self.lanes[lane.id] = lane
+        return lanes
+
+    def release(self, lane_id: int) -> None:
+        """Forget a lane: another owner may have it. What it sends from now on is only a late duplicate."""
+        lane = self.lanes.pop(lane_id, None)
+        if lane is not None:
+            lane.lost = True
+
+    async def drain(self, lane: Lane) -> None:
+        """Send what the lane made and nobody acknowledged, in order. Raises SendFailed."""
+        events, outs = await self.store.unsent(lane.id, lane.sent)
+        records = [event_record(logged, self._partitions.events) for logged in events] + list(outs)
+        records.sort(key=lambda record: record.position)
+        if records:
+            await self.log.publish(records)
+            lane.sent = max(lane.sent, records[-1].position)
+        lane.forget_sending()
+
+    # --- one batch -------------------------------------------------------------------------------------------
+
+    async def handle(self, records: Sequence[Incoming]) -> None:
+        """Handle a batch in order; returns when it is committed, with its sends under way.
+
+        A lane that is lost, stopped or in doubt is released: its records are dropped and come again from its
+        next offset. Raises Unavailable when the store did not take the batch after several tries.
+        """
+        batch = self._mine(records)
+        for pause in (*self.limits.retry_seconds, None):
+            if not batch:
+                return
+            try:
+                await self._transact(batch)
+                return
+            except Fenced as fenced:
+                self._give_up(fenced.lanes, "fenced")
+            except Unknown as unknown:
+                self._give_up({record.lane for record in batch}, f"unknown end of a transaction: {unknown}")
+            except Poison as poison:
+                await self._bisect(batch, poison)
+                return
+            except Unavailable as error:
+                if pause is None:
+                    self._give_up({record.lane for record in batch}, str(error))
+                    raise
+                log.warning("the store is not available, trying again: %s", error)
+                await asyncio.sleep(pause)
+            batch = [record for record in batch if record.lane in self.lanes]
+
+    def _mine(self, records: Sequence[Incoming]) -> list[Incoming]:
+        """Those records that their lanes expect next; others are late, or come again."""
+        batch = []
+        for record in records:
+            lane = self.lanes.get(record.lane)
+            if lane is None or not lane.usable:
+                continue
+            if record.offset >= 0:
+                if record.offset < lane.polled:
+                    continue
+                lane.polled = record.offset + 1
+            batch.append(record)
+        return batch
+
+    def _give_up(self, lanes: Iterable[int], why: str) -> None:
+        for id in lanes:
+            if id in self.lanes:
+                log.info("lane %d is released: %s", id, why)
+                self.release(id)
+
+    async def _bisect(self, batch: list[Incoming], poison: Poison) -> None:
+        """Find the records Postgres refuses; one that fails alone, twice, is a dead letter."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._retry(batch[:half])
+            await self._retry(batch[half:])
+            return
+        try:
+            await self._transact(batch)
+        except Poison as again:
+            log.error("a record is poison: %s", again)
+            await self._transact(batch, poison=str(again))
+
+    async def _retry(self, part: list[Incoming]) -> None:
+        part = [record for record in part if record.lane in self.lanes]
+        if not part:
+            return
+        try:
+            await self._transact(part)
+        except Poison as poison:
+            await self._bisect(part, poison)
+        except Fenced as fenced:
+            self._give_up(fenced.lanes, "fenced")
+        except (Unavailable, Unknown) as error:
+            self._give_up({record.lane for record in part}, str(error))
+
+    async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
+        plan = Plan(self._partitions, self._specs, self._reactions)
+        plan.facts = dict(self._facts)
+        try:
+            accepted = self._accept(plan, batch, poison)
+            admitting = [each for each in accepted if self._must_admit(each)]
+            pending = accepted
+            if not admitting:
+                pending, _ = self._fold(plan, accepted)
+            if pending or admitting:
+                async with self.store.unit() as unit:
+                    await unit.lock(self._advances(plan, batch))
+                    if admitting:
+                        pending = await self._admit(plan, unit, pending, admitting)
+                    while pending:
+                        pending, missing = self._fold(plan, pending)
+                        if missing:
+                            await self._load(plan, unit, missing)
+                    self._finish(plan)
+                    await unit.save(plan.writes)
+            elif plan.made:
+                self._finish(plan)
+                await self.store.write(plan.writes)
+        except BaseException:
+            for lane_id, aggregate_id in plan.touched:
+                if lane_id in self.lanes:
+                    self.lanes[lane_id].forget(aggregate_id)
+            raise
+        self._committed(plan)
+
+    def _advances(self, plan: Plan, batch: Sequence[Incoming]) -> list[Advance]:
+        lanes = {record.lane: self.lanes[record.lane] for record in batch}
+        return [
+            Advance(lane.id, lane.epoch, lane.next_offset, lane.next_offset, lane.position, lane.sent)
+            for lane in lanes.values()
+        ]
+
+    # --- decoding --------------------------------------------------------------------------------------------
+
+    def _accept(self, plan: Plan, batch: Sequence[Incoming], poison: str | None) -> list[Accepted]:
+        """The commands of a batch; what is not one becomes a dead letter, or stops its lane."""
+        accepted = []
+        for record in batch:
+            lane = self.lanes[record.lane]
+            if not lane.usable:
+                continue
+            try:
+                envelope = decode_headers(record.headers)
+                if poison is not None:
+                    raise Malformed("poison", poison)
+                if len(record.body or b"") > MESSAGE_BYTES_MAX:
+                    raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
+                if lane.ingress:
+                    self._forward(plan, lane, record, envelope)
+                else:
+                    accepted.append(self._decode(lane, record, envelope))
+            except Malformed as error:
+                if error.code in ("unknown_type", "unknown_schema_version") and not lane.ingress:
+                    self._stop(lane, f"{error} at offset {record.offset}; a newer release may know it")
+                    continue
+                self._bury(plan, lane, record, error.code, error.detail)
+            plan.advance(lane, record.offset)
+            lane.handled += 1
+        return accepted
+
+    def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
+        if envelope.schema_version > SCHEMA_VERSION:
+            raise Malformed(
+                "unknown_schema_version", f"schema version {envelope.schema_version} of {envelope.type}"
+            )
+        if not UUID_PATTERN.match(envelope.id):
+            raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
+        if not envelope.tenant_id:
+            raise Malformed("missing_header", "ce_tenantid is required")
+        command = registry.decode_command(envelope.type, record.body, trusted=not envelope.fingerprint)
+        aggregate_id = command.aggregate_id(envelope.tenant_id, envelope.id)
+        if record.offset >= 0:
+            if record.key != aggregate_id.encode():
+                raise Malformed("misrouted", f"the key of {envelope.type} must be {aggregate_id}")
+            if partition_of(aggregate_id, self._partitions.commands) != lane.id:
+                raise Malformed("misrouted", f"{aggregate_id} does not belong to partition {lane.id}")
+            age = self._clock.now() - record.timestamp if record.timestamp else 0.0
+            if age > self.limits.record_age_seconds_max:
+                raise Malformed("expired", f"the record is {age:.0f} s old")
+        return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
+
+    def _forward(self, plan: Plan, lane: Lane, record: Incoming, envelope: Envelope) -> None:
+        if self._ingress is None:
+            raise Malformed("unauthenticated", "nothing is accepted on ingress here")
+        envelope, command = self._ingress(envelope, record.body)
+        key = command.aggregate_id(envelope.tenant_id, envelope.id)
+        partition = partition_of(key, self._partitions.commands)
+        plan.send(
+            lane,
+            Out(
+                lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id
+            ),
+        )
+
+    def _stop(self, lane: Lane, reason: str) -> None:
+        lane.stopped = reason
+        log.error("lane %d stops: %s", lane.id, reason)
+
+    def _bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
+        """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
+        at = self._clock.now()
+        body = record.body or b""
+        topic = INGRESS if lane.ingress else COMMANDS
+        found = _lenient(record)
+        letter = DeadLetter(
+            id=derive(lane_namespace(lane.id), f"{record.offset}"),
+            tenant_id=found.tenant_id,
+            topic=topic,
+            partition=lane.id - 10_000 if lane.ingress else lane.id,
+            offset=record.offset,
+            type=found.type,
+            key=_text(record.key)[:256],
+            message_id=found.id,
+            code=code,
+            detail=detail[:1_000].replace("\x00", ""),
+            headers=orjson.dumps(
+                [(_text(name.encode())[:128], _text(value)[:1_024]) for name, value in record.headers][:64]
+            ),
+            body=body[:DEAD_LETTER_BODY_BYTES_MAX],
+            body_bytes=len(body),
+            body_sha256=hashlib.sha256(body).hexdigest(),
+            at=at,
+        )
+        plan.bury(lane, letter)
+        lane.died += 1
+        log.warning(
+            "dead letter %s/%d@%d: %s: %s", topic, letter.partition, record.offset, code, detail[:200]
+        )
+        limits = self.limits
+        if not lane.ingress and lane.handled >= limits.dead_window_records:
+            if lane.died > limits.dead_ratio * lane.handled:
+                self._stop(lane, f"{lane.died} of {lane.handled} records died")
+
+    # --- deciding --------------------------------------------------------------------------------------------
+
+    def _must_admit(self, accepted: Accepted) -> bool:
+        return accepted.external or not accepted.command.compare_and_set
+
+    async def _admit(
+        self, plan: Plan, unit: Any, pending: list[Accepted], admitting: list[Accepted]
+    ) -> list[Accepted]:
+        """Drop what was handled before; who sent it from outside is told the stored outcome again."""
+        at = self._clock.now()
+        outcomes = [
+            Outcome(
+                e.envelope.id,
+                e.envelope.tenant_id,
+                e.envelope.type,
+                e.envelope.fingerprint,
+                "pending",
+                b"",
+                at,
+            )
+            for e in _first(admitting, external=True)
+        ]
+        inbox = [(e.envelope.id, e.envelope.redrive, at) for e in _first(admitting, external=False)]
+        admitted = await unit.admit(inbox, outcomes)
+        if not self._defences.inbox:
+            return pending
+        seen: dict[tuple[str, int], Accepted] = {}
+        fresh = []
+        for each in pending:
+            key = (each.envelope.id, each.envelope.redrive)
+            stored = admitted.outcomes.get(each.envelope.id) if each.external else None
+            if stored is not None and not each.envelope.redrive:
+                self._answer_again(plan, each, stored)
+            elif key in admitted.repeats or (self._must_admit(each) and key in seen):
+                continue  # A repeat, or the same record twice in this batch: the first one answers.
+            else:
+                seen[key] = each
+                fresh.append(each)
+        return fresh
+
+    def _answer_again(self, plan: Plan, accepted: Accepted, stored: Outcome) -> None:
+        if stored.fingerprint == accepted.envelope.fingerprint:
+            plan.reply(accepted, stored.status, stored.body)
+            return
+        refusal = Rejected("idempotency_key_reused", "this key was used for another request", status=422)
+        plan.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
+
+    def _fold(
+        self, plan: Plan, pending: list[Accepted]
+    ) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
+        """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
+        waiting: list[Accepted] = []
+        missing: list[tuple[Accepted, Missing]] = []
+        blocked: set[str] = set()
+        for accepted in pending:
+            if accepted.aggregate_id in blocked:
+                waiting.append(accepted)
+                continue
+            try:
+                self._decide(plan, accepted)
+            except Missing as lack:
+                blocked.add(accepted.aggregate_id)
+                waiting.append(accepted)
+                missing.append((accepted, lack))
+        return waiting, missing
+
+    def _decide(self, plan: Plan, accepted: Accepted) -> None:
+        envelope, command = accepted.envelope, accepted.command
+        domain = self._domains[type(command)]
+        meta = Meta(
+            envelope.id,
+            envelope.tenant_id,
+            accepted.aggregate_id,
+            self._clock.now(),
+            envelope.actor,
+            envelope.correlation_id,
+            envelope.traceparent,
+            accepted.lane.id,
+        )
+        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
+        view = View(aggregate, plan.facts, self._specs, plan.held, self.owner)
+        try:
+            plan.decide(accepted, domain, meta, view)
+        except Missing:
+            raise
+        except Rejected as refusal:
+            if accepted.external:
+                plan.settle(accepted, "rejected", orjson.dumps(refusal.problem()), meta.at)
+            else:
+                log.info("%s was refused: %s", command.type, refusal)
+        except Exception as defect:
+            log.exception("deciding %s failed", command.type)
+            self._defect(plan, accepted, domain, meta, defect)
+
+    def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, defect: Exception) -> None:
+        """A bug met this command: it is a dead letter, and nobody waits for it for ever."""
+        record = accepted.incoming or Incoming(accepted.lane.id, -1, None, (), accepted.command.encode())
+        detail = f"{type(defect).__name__}: {defect}"
+        self._bury(plan, accepted.lane, record, "internal_error", detail)
+        if accepted.external:
+            problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
+            plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
+            return
+        told = domain.failed(accepted.command, "internal_error", detail)
+        if told is not None:
+            message_id = derive(meta.message_id, f"failed:{told.type}:0")
+            plan.send(accepted.lane, plan.command_record(accepted.lane, message_id, told, meta))
+
+    async def _load(self, plan: Plan, unit: Any, missing: list[tuple[Accepted, Missing]]) -> None:
+        """Read what the decisions lack: by table, all aggregates at once."""
+        by_id: dict[type[Any], dict[str, Accepted]] = {}
+        by_parent: dict[type[Any], dict[str, Accepted]] = {}
+        facts: dict[type[Any], set[str]] = {}
+        for accepted, lack in missing:
+            for kind, id in lack.rows:
+                if not id or self._specs[kind].whole:
+                    by_parent.setdefault(kind, {})[accepted.aggregate_id] = accepted
+                else:
+                    by_id.setdefault(kind, {})[id] = accepted
+            for kind, id in lack.facts:
+                facts.setdefault(kind, set()).add(id)
+        for kind, wanted in by_id.items():
+            for id, row in _by_id(await unit.load(self._specs[kind], list(wanted)), wanted).items():
+                self._keep(plan, wanted[id], kind, id, row)
+        for kind, parents in by_parent.items():
+            spec = self._specs[kind]
+            for row in await unit.load_live(spec, list(parents)):
+                self._keep(plan, parents[getattr(row, spec.parent)], kind, row.id, row)
+            for id, accepted in parents.items():
+                accepted.lane.aggregate(id).groups.add(kind)
+        for kind, ids in facts.items():
+            found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
+            for id in ids:
+                plan.facts[kind, id] = found.get(id)
+                if kind in self._immutable and found.get(id) is not None:
+                    self._remember(kind, id, found[id])
+
+    def _keep(self, plan: Plan, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
+        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
+        plan.touched.add((accepted.lane.id, accepted.aggregate_id))
+        key = (kind, id)
+        if key in plan.held and key in aggregate.rows:
+            return  # Changed by this very batch: what is in memory is newer.
+        aggregate.rows[key] = row
+        plan.held.add(key)
+        if row is None and kind is self._head(accepted):
+            aggregate.whole = True
+
+    def _head(self, accepted: Accepted) -> type[Any]:
+        return self._domains[type(accepted.command)].head
+
+    def _remember(self, kind: type[Any], id: str, row: Any) -> None:
+        if len(self._facts) >= self.limits.facts_max:
+            self._facts.pop(next(iter(self._facts)))
+        self._facts[kind, id] = row
+
+    # --- writing and sending ---------------------------------------------------------------------------------
+
+    def _finish(self, plan: Plan) -> None:
+        self._started: list[tuple[Any, Lane]] = []
+        self._hints: list[Out] = []
+        at = self._clock.now()
+        for (kind, _), row in plan.rows:
+            test = self._claimable.get(kind)
+            if test is None or not test(row):
+                continue
+            lane = self.lanes[row.lane]
+            leased = self._steps.lease(row, at) if self._steps else None
+            if leased is not None:
+                plan.replace(lane, getattr(row, self._specs[kind].parent), leased)
+                self._started.append((leased, lane))
+            elif self._hint is not None:
+                hint = self._hint(row)
+                if hint is not None:
+                    self._hints.append(hint)
+        plan.finish()
+
+    def _committed(self, plan: Plan) -> None:
+        if not plan.writes.advances:
+            return
+        plan.committed()
+        if plan.sends:
+            by_lane = {made.lane.id: made.lane for made in plan.made.values()}
+            future = asyncio.ensure_future(self.log.publish(plan.sends))
+            future.add_done_callback(_retrieved)
+            for lane in by_lane.values():
+                lane.sending(lane.position, future)
+        if plan.replies or self._hints:
+            best_effort = asyncio.ensure_future(self.log.publish([*plan.replies, *self._hints]))
+            best_effort.add_done_callback(_retrieved)
+        if self._steps:
+            for row, lane in self._started:
+                self._steps.start(row, lane)
+        for made in plan.made.values():
+            made.lane.shrink()
+
+    async def settle(self) -> None:
+        """Wait for what is being sent, and drain the lanes whose sends failed. Raises SendFailed if that fails too."""
+        for lane in list(self.lanes.values()):
+            if not lane.settle():
+                await self.drain(lane)
+
+    @property
+    def failed_lanes(self) -> list[Lane]:
+        """Lanes with a failed send: they must be drained before they go on."""
+        return [lane for lane in self.lanes.values() if not lane.settle()]
+
+
+def lane_namespace(lane: int) -> str:
+    return derive("0f3d2b1e-54a1-5d43-9a0c-6f2a51c7e9b4", f"lane:{lane}")
+
+
+def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(wanted)
+    found.update((row.id, row) for row in rows)
+    return found
+
+
+def _first(admitting: Sequence[Accepted], *, external: bool) -> list[Accepted]:
+    """One record per id: the same id twice in one statement is an error in Postgres."""
+    return list(
+        {
+            (e.envelope.id, e.envelope.redrive): e for e in reversed(admitting) if e.external is external
+        }.values()
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace").replace("\x00", "\ufffd")
+
+
+def _lenient(record: Incoming) -> Envelope:
+    """As much of the envelope as can be read."""
+    found = {
+        name: _text(value)[:128]
+        for name, value in record.headers
+        if name in ("ce_id", "ce_type", "ce_tenantid")
+    }
+    return Envelope(found.get("ce_id", ""), found.get("ce_type", ""), found.get("ce_tenantid", ""))
+
+
+def _retrieved(future: asyncio.Future[None]) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        log.warning("a send failed: %s", future.exception())
+
+
+__all__ = ["Clock", "Defences", "Ingress", "Kernel", "Limits", "Recorded", "SendFailed", "Steps"]

@@ -1,0 +1,84 @@
+"""A lane: one partition under one epoch, with where it stands, its aggregates in memory, and what it sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+
+from bus.rows import Aggregate
+from bus.store import Claimed
+
+INGRESS_BASE = 10_000
+"""Lane ids: a partition of `commands` is its own number, one of `ingress` this much more."""
+
+
+class LaneStopped(Exception):
+    """A lane stands still until an operator acts; `reason` says why."""
+
+
+class Lane:
+    """Owned from a claim until the epoch is lost. Never used again afterwards.
+
+    `next_offset`: as committed. `polled`: the next offset to take in. `position`: of the last record made
+    (in memory; `committed_position` as committed). `sent`: all records up to it are acknowledged.
+    """
+
+    def __init__(self, claimed: Claimed, aggregates_max: int) -> None:
+        self.id = claimed.lane
+        self.epoch = claimed.epoch
+        self.next_offset = claimed.next_offset
+        self.polled = claimed.next_offset
+        self.position = claimed.position
+        self.sent = claimed.sent
+        self.trimmed = claimed.sent
+        self.lost = False
+        self.stopped = ""
+        self.handled = 0
+        self.died = 0
+        self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
+        self._aggregates_max = aggregates_max
+        self._sending: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def ingress(self) -> bool:
+        return self.id >= INGRESS_BASE
+
+    @property
+    def usable(self) -> bool:
+        return not self.lost and not self.stopped
+
+    def aggregate(self, id: str) -> Aggregate:
+        found = self.aggregates.get(id)
+        if found is None:
+            found = self.aggregates[id] = Aggregate()
+        else:
+            self.aggregates.move_to_end(id)
+        return found
+
+    def forget(self, id: str) -> None:
+        self.aggregates.pop(id, None)
+
+    def shrink(self) -> None:
+        """Drop the aggregates used longest ago; call it between transactions only."""
+        while len(self.aggregates) > self._aggregates_max:
+            self.aggregates.popitem(last=False)
+
+    def sending(self, position: int, acknowledged: asyncio.Future[None]) -> None:
+        self._sending.append((position, acknowledged))
+
+    def settle(self) -> bool:
+        """Move `sent` over the contiguous acknowledged prefix; False if a send failed."""
+        while self._sending and self._sending[0][1].done():
+            position, future = self._sending[0]
+            if future.cancelled() or future.exception() is not None:
+                return False
+            self.sent = max(self.sent, position)
+            self._sending.popleft()
+        return True
+
+    @property
+    def unsettled(self) -> list[asyncio.Future[None]]:
+        return [future for _, future in self._sending]
+
+    def forget_sending(self) -> None:
+        self._sending.clear()

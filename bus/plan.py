@@ -1,0 +1,349 @@
+"""What one batch decided: folded in memory record by record, written in one transaction, sent after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from bus.decider import After, Domain, Key, Meta, React, Recorded
+from bus.lanes import Lane
+from bus.rows import View
+from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
+from infra.db import TableSpec
+from schemas.envelope import SOURCE, Envelope
+from schemas.messages import Command, Event, Rejected, derive
+from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of
+
+__all__ = ["SOURCE", "Accepted", "Partitions", "Plan", "event_record"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A record that is a command for an aggregate of its lane."""
+
+    lane: Lane
+    offset: int
+    command: Command
+    envelope: Envelope
+    aggregate_id: str
+    incoming: Incoming | None = None
+
+    @property
+    def external(self) -> bool:
+        return bool(self.envelope.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Partitions:
+    """How many partitions each topic has, as recorded in Postgres."""
+
+    commands: int
+    events: int
+    dead_letters: int
+    steps: int = 12
+
+
+def event_record(logged: Logged, partitions: int) -> Out:
+    """An event as its record on the `events` topic."""
+    r = logged.recorded
+    envelope = Envelope(
+        id=f"{r.aggregate_id}/{r.seq}",
+        type=r.event.type,
+        tenant_id=r.tenant_id,
+        subject=r.aggregate_id,
+        time=rfc3339(r.at),
+        correlation_id=r.correlation_id,
+        causation_id=r.causation_id,
+        actor=r.actor,
+        traceparent=r.traceparent,
+        sequence=r.seq,
+    )
+    partition = partition_of(r.aggregate_id, partitions)
+    return Out(
+        r.lane,
+        logged.position,
+        EVENTS,
+        partition,
+        r.aggregate_id,
+        envelope.headers(),
+        logged.body,
+        r.tenant_id,
+    )
+
+
+_day_text: tuple[int, str] = (-1, "")
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment in seconds since 1970 as RFC 3339 in UTC, to the microsecond; the date part is computed once a day."""
+    global _day_text
+    day, rest = divmod(int(seconds), 86_400)
+    if _day_text[0] != day:
+        z = day + 719_468  # Civil from days: Howard Hinnant, chrono-compatible low-level date algorithms.
+        era, doe = divmod(z, 146_097)
+        yoe = (doe - doe // 1_460 + doe // 36_524 - doe // 146_096) // 365
+        doy = doe - (365 * yoe + yoe // 4 - yoe // 100)
+        month = (5 * doy + 2) // 153
+        number = doy - (153 * month + 2) // 5 + 1
+        month = month + 3 if month < 10 else month - 9
+        year = yoe + era * 400 + (month <= 2)
+        _day_text = (day, f"{year:04d}-{month:02d}-{number:02d}T")
+    hour, rest = divmod(rest, 3_600)
+    minute, second = divmod(rest, 60)
+    return f"{_day_text[1]}{hour:02d}:{minute:02d}:{second:02d}.{int(seconds % 1 * 1_000_000):06d}Z"
+
+
+@dataclass(slots=True)
+class _Made:
+    """What one lane made in this batch, in order: events and records with an outbox row."""
+
+    lane: Lane
+    next_offset: int
+    items: list[Recorded | Out] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+
+class Plan:
+    """Collects a batch. Nothing in it has happened before `Kernel` has committed it."""
+
+    def __init__(
+        self,
+        partitions: Partitions,
+        specs: dict[type[Any], TableSpec],
+        reactions: dict[type[Event], tuple[React, ...]],
+    ) -> None:
+        self._partitions = partitions
+        self._specs = specs
+        self._reactions = reactions
+        self.writes = Writes()
+        self.replies: list[Out] = []
+        self.made: dict[int, _Made] = {}
+        self.held: set[Key] = set()
+        self.touched: set[tuple[int, str]] = set()
+        self.facts: dict[Key, Any] = {}
+        self._new: dict[Key, Any] = {}
+        self._changed: dict[Key, Any] = {}
+        self.sends: list[Out] = []
+        self.events: list[Recorded] = []
+
+    def lane(self, lane: Lane) -> _Made:
+        made = self.made.get(lane.id)
+        if made is None:
+            made = self.made[lane.id] = _Made(lane, lane.next_offset)
+        return made
+
+    def advance(self, lane: Lane, offset: int) -> None:
+        """The record at `offset` is dealt with (-1: it was handed over in memory and has no offset)."""
+        made = self.lane(lane)
+        if offset >= made.next_offset:
+            made.next_offset = offset + 1
+
+    def decide(self, accepted: Accepted, domain: Domain, meta: Meta, view: View) -> None:
+        """Fold one command. Raises Missing or Rejected, or whatever a defect raises, with nothing collected."""
+        lane, command = accepted.lane, accepted.command
+        head = view.get(domain.head, accepted.aggregate_id)
+        seq = head.seq if head is not None else 0
+        recorded: list[Recorded] = []
+        bodies: list[bytes] = []
+        outs: list[tuple[str, int, Command | After]] = []
+        ordinal = 0
+        for item in domain.decide[type(command)](command, view, meta):
+            if isinstance(item, Event):
+                seq += 1
+                event = Recorded(
+                    item, meta.aggregate_id, seq, meta.at, meta.tenant_id, lane.id, meta.actor,
+                    meta.correlation_id, meta.message_id, meta.traceparent,
+                )  # fmt: skip
+                for row in domain.evolve(view, event):
+                    view.changed[type(row), row.id] = row
+                recorded.append(event)
+                body = item.encode()
+                if len(body) > MESSAGE_BYTES_MAX:
+                    raise Rejected("message_too_large", f"{item.type} is over 4 MiB", status=413)
+                bodies.append(body)
+                for react in self._reactions.get(type(item), ()):
+                    for number, reaction in enumerate(react(item, meta)):
+                        outs.append((react.__name__, number, reaction))
+            else:
+                outs.append(("decide", ordinal, item))
+                ordinal += 1
+        answer = domain.answer(command, view, meta) if accepted.external else None
+        made = self.lane(lane)
+        made.items.extend(recorded)
+        made.bodies.extend(bodies)
+        self.events.extend(recorded)
+        for function, number, out in outs:
+            self._follow_up(accepted, meta, function, number, out)
+        self._keep(accepted, view)
+        if accepted.external:
+            self.settle(accepted, "succeeded", orjson.dumps(answer), meta.at)
+
+    def _keep(self, accepted: Accepted, view: View) -> None:
+        if not view.changed:
+            return
+        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
+        self.touched.add((accepted.lane.id, accepted.aggregate_id))
+        for key, row in view.changed.items():
+            if key in self._new or (aggregate.rows.get(key) is None):
+                self._new[key] = row
+            else:
+                self._changed[key] = row
+            aggregate.rows[key] = row
+            self.held.add(key)
+
+    def replace(self, lane: Lane, aggregate_id: str, row: Any) -> None:
+        """Change a row that this batch touches anyway (a lease): it is written with the rest."""
+        key = (type(row), row.id)
+        if key in self._new:
+            self._new[key] = row
+        else:
+            self._changed[key] = row
+        lane.aggregate(aggregate_id).rows[key] = row
+
+    @property
+    def rows(self) -> list[tuple[Key, Any]]:
+        """The rows this batch changes, as they stand."""
+        return [*self._new.items(), *self._changed.items()]
+
+    def _follow_up(
+        self, accepted: Accepted, meta: Meta, function: str, number: int, item: Command | After
+    ) -> None:
+        command = item.command if isinstance(item, After) else item
+        message_id = derive(meta.message_id, f"{function}:{command.type}:{number}")
+        out = self.command_record(accepted.lane, message_id, command, meta)
+        if isinstance(item, After):
+            self.writes.timers.append(Timer(message_id, item.seconds, out))
+        else:
+            made = self.lane(accepted.lane)
+            made.items.append(out)
+            made.bodies.append(out.body)
+
+    def command_record(self, lane: Lane, message_id: str, command: Command, meta: Meta) -> Out:
+        key = command.aggregate_id(meta.tenant_id, message_id)
+        envelope = Envelope(
+            id=message_id,
+            type=command.type,
+            tenant_id=meta.tenant_id,
+            subject=key,
+            time=rfc3339(meta.at),
+            correlation_id=meta.correlation_id,
+            causation_id=meta.message_id,
+            actor=meta.actor,
+            traceparent=meta.traceparent,
+        )
+        partition = partition_of(key, self._partitions.commands)
+        return Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), meta.tenant_id)
+
+    def send(self, lane: Lane, out: Out) -> None:
+        """A record that must reach Kafka if this batch commits: it gets an outbox row."""
+        made = self.lane(lane)
+        made.items.append(out)
+        made.bodies.append(out.body)
+
+    def settle(self, accepted: Accepted, status: str, body: bytes, at: float) -> None:
+        """The outcome of a command from outside: stored with the batch, and told to who waits."""
+        envelope = accepted.envelope
+        outcome = Outcome(
+            envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at
+        )
+        self.writes.outcomes.append(outcome)
+        self.reply(accepted, status, body)
+
+    def reply(self, accepted: Accepted, status: str, body: bytes) -> None:
+        envelope = accepted.envelope
+        if envelope.reply_partition < 0:
+            return
+        told = Envelope(
+            id=derive(envelope.id, "outcome"),
+            type="outcome",
+            tenant_id=envelope.tenant_id,
+            subject=accepted.aggregate_id,
+            correlation_id=envelope.id,
+            traceparent=envelope.traceparent,
+        )
+        text = b'{"command_id":"%b","status":"%b","body":%b}' % (
+            envelope.id.encode(),
+            status.encode(),
+            body or b"null",
+        )
+        self.replies.append(
+            Out(
+                -1,
+                0,
+                REPLIES,
+                envelope.reply_partition,
+                envelope.id,
+                told.headers(),
+                text,
+                envelope.tenant_id,
+            )
+        )
+
+    def bury(self, lane: Lane, letter: DeadLetter) -> None:
+        """A dead letter: its row, and its record on the topic of dead letters."""
+        self.writes.dead_letters.append(letter)
+        envelope = Envelope(
+            id=letter.id,
+            type="dead_letter",
+            tenant_id=letter.tenant_id,
+            subject=letter.key,
+            time=rfc3339(letter.at),
+        )
+        headers = [
+            *envelope.headers(),
+            ("x-code", letter.code.encode()),
+            ("x-detail", letter.detail.encode()),
+            ("x-topic", letter.topic.encode()),
+            ("x-partition", b"%d" % letter.partition),
+            ("x-offset", b"%d" % letter.offset),
+            ("x-type", letter.type.encode()),
+            ("x-body-bytes", b"%d" % letter.body_bytes),
+            ("x-body-sha256", letter.body_sha256.encode()),
+        ]
+        partition = partition_of(letter.key, self._partitions.dead_letters)
+        self.send(
+            lane, Out(lane.id, 0, DEAD_LETTERS, partition, letter.key, headers, letter.body, letter.tenant_id)
+        )
+
+    def finish(self) -> None:
+        """Number what was made, and lay the rows out for the store."""
+        for lane_id in sorted(self.made):
+            made = self.made[lane_id]
+            lane, position = made.lane, made.lane.position
+            for item, body in zip(made.items, made.bodies, strict=True):
+                position += 1
+                if isinstance(item, Recorded):
+                    logged = Logged(position, item, body)
+                    self.writes.events.append(logged)
+                    self.sends.append(event_record(logged, self._partitions.events))
+                else:
+                    out = Out(
+                        lane_id,
+                        position,
+                        item.topic,
+                        item.partition,
+                        item.key,
+                        item.headers,
+                        body,
+                        item.tenant_id,
+                    )
+                    self.writes.outbox.append(out)
+                    self.sends.append(out)
+            lane.settle()
+            self.writes.advances.append(
+                Advance(lane_id, lane.epoch, lane.next_offset, made.next_offset, position, lane.sent)
+            )
+            self.writes.trim = self.writes.trim or lane.sent > lane.trimmed
+        for rows, target in ((self._new, self.writes.inserts), (self._changed, self.writes.updates)):
+            for (kind, _), row in rows.items():
+                target.setdefault(self._specs[kind].name, []).append(row)
+
+    def committed(self) -> None:
+        for made, advance in zip(
+            (self.made[id] for id in sorted(self.made)), self.writes.advances, strict=True
+        ):
+            made.lane.next_offset = advance.next
+            made.lane.position = advance.position
+            made.lane.trimmed = advance.sent

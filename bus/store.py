@@ -1,0 +1,204 @@
+"""The ports of the kernel: what a store and a log must do, and the rows that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bus.decider import Recorded
+from infra.db import TableSpec
+from schemas.envelope import Headers
+
+
+class Fenced(Exception):
+    """Nothing was written: these lanes have another owner or stand at another offset."""
+
+    def __init__(self, lanes: Iterable[int]) -> None:
+        self.lanes = frozenset(lanes)
+        super().__init__(f"lanes {sorted(self.lanes)} are no longer ours")
+
+
+class Poison(Exception):
+    """Nothing was written: Postgres refused the data itself (SQLSTATE class 22 or 23)."""
+
+
+class Unavailable(Exception):
+    """Nothing was written and the store may take it later: deadlock, time-out, disk full, no connection."""
+
+
+class Unknown(Exception):
+    """The connection broke while committing: it may be written or not."""
+
+
+class SendFailed(Exception):
+    """A record was not acknowledged in time; it may be on the topic or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows."""
+
+    lane: int
+    offset: int
+    key: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    body: bytes
+    timestamp: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """A record to produce. `position`: its place in its lane; 0 for those that need no outbox row."""
+
+    lane: int
+    position: int
+    topic: str
+    partition: int
+    key: str
+    headers: Headers
+    body: bytes
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An event with its place in its lane, and its body."""
+
+    position: int
+    recorded: Recorded
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A command to send when `seconds` have passed; `out` is its record."""
+
+    id: str
+    seconds: float
+    out: Out
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command from outside. `status`: succeeded, rejected or failed."""
+
+    command_id: str
+    tenant_id: str
+    type: str
+    fingerprint: str
+    status: str
+    body: bytes
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record refused for good, cut to 64 KiB, with where it came from and why."""
+
+    id: str
+    tenant_id: str
+    topic: str
+    partition: int
+    offset: int
+    type: str
+    key: str
+    message_id: str
+    code: str
+    detail: str
+    headers: bytes
+    body: bytes
+    body_bytes: int
+    body_sha256: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How one transaction moves a lane on. It is fenced by `epoch` and `expected`."""
+
+    lane: int
+    epoch: int
+    expected: int
+    next: int
+    position: int
+    sent: int
+
+
+@dataclass(slots=True)
+class Writes:
+    """What one transaction writes. Rows are sorted by id when written, so that no two deadlock."""
+
+    advances: list[Advance] = field(default_factory=list)
+    inserts: dict[str, list[Any]] = field(default_factory=dict)
+    updates: dict[str, list[Any]] = field(default_factory=dict)
+    events: list[Logged] = field(default_factory=list)
+    outbox: list[Out] = field(default_factory=list)
+    timers: list[Timer] = field(default_factory=list)
+    inbox: list[tuple[str, int, float]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    trim: bool = False
+    """Whether any of these lanes may have outbox rows to remove."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    lane: int
+    epoch: int
+    next_offset: int
+    position: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Which messages were handled before: inbox keys, and stored outcomes by command id."""
+
+    repeats: frozenset[tuple[str, int]]
+    outcomes: dict[str, Outcome]
+
+
+class Unit(Protocol):
+    """One transaction. Leaving it without an exception commits."""
+
+    async def lock(self, advances: Sequence[Advance]) -> None:
+        """Lock the lanes in order. Raises Fenced."""
+
+    async def admit(self, inbox: Sequence[tuple[str, int, float]], outcomes: Sequence[Outcome]) -> Admitted:
+        """Reserve these ids; those that were there before come back."""
+
+    async def load(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        """The rows there are; volatile tables are read with their row locks."""
+
+    async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
+        """All live rows of these aggregates, likewise."""
+
+    async def save(self, writes: Writes) -> None:
+        """Write everything. Raises Fenced."""
+
+
+class Store(Protocol):
+    def unit(self) -> AbstractAsyncContextManager[Unit]:
+        """A transaction. Raises Poison, Unavailable or Unknown on leaving or from any call inside."""
+
+    async def write(self, writes: Writes) -> None:
+        """`lock` and `save` in one statement that is its own transaction. Raises as `unit` does, and Fenced."""
+
+    async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
+        """Raise the lanes' epochs, waiting for transactions of their former owner."""
+
+    async def unsent(self, lane: int, sent: int) -> tuple[list[Logged], list[Out]]:
+        """What the lane made and has not been told is on Kafka, in order of position."""
+
+    async def stop(self, lane: int, epoch: int, reason: str) -> None:
+        """Note why a lane stands still."""
+
+    async def now(self) -> float:
+        """Database time, seconds since 1970."""
+
+
+class Log(Protocol):
+    async def publish(self, records: Sequence[Out]) -> None:
+        """Produce in order per partition; returns when all are acknowledged. Raises SendFailed."""

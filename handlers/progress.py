@@ -1,0 +1,603 @@
+"""How a run goes on: starts what is enabled, ends what is done, unwinds what failed; pure, one decision long."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import orjson
+
+from bus.decider import After, Decision, Meta, Rows
+from handlers.edges import Enabled, Iteration, Resolution, iteration_text, parse_iteration
+from handlers.evaluate import NodeError, check_size, evaluate
+from projections.runtime import Mark, NodeRun, Run
+from schemas import runtime as wire
+from schemas.expressions import EvaluationError
+from schemas.graph import Node, Program
+from schemas.messages import JsonObject
+from schemas.node_types import Join, RetryPolicy
+from schemas.runtime import RUN_ENDED, VALUE_BYTES_MAX, Failure, node_run_id
+
+NODES_PER_MESSAGE_MAX = 256
+GOING = frozenset({"queued", "running", "waiting"})
+UNWINDING = frozenset({"failing", "compensating", "cancelling"})
+_DEFAULT_RETRY = RetryPolicy()
+
+
+class Progress:
+    """One decision about one run. Every generator here yields decisions; what it reads next is the state after.
+
+    `available(node)`: whether effects of that node can run here. `jitter`: 0..1, drawn from the message's id.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        program: Program,
+        run_id: str,
+        meta: Meta,
+        available: Callable[[Node], bool],
+        share: int,
+    ) -> None:
+        self._rows = rows
+        self._program = program
+        self._run_id = run_id
+        self._meta = meta
+        self._available = available
+        self._share = share
+        self._queue: deque[Enabled] = deque()
+        self._counts: Callable[[int], bool] | None = None
+
+    @property
+    def run(self) -> Run:
+        return cast(Run, self._rows.get(Run, self._run_id))
+
+    # --- going on --------------------------------------------------------------------------------------------
+
+    def begin(self, initial_node: str | None) -> Iterator[Decision]:
+        """Start a fresh run at its start nodes, or at `initial_node` with nothing before it."""
+        for index in (self._program.by_id[initial_node],) if initial_node else self._program.starts:
+            node = self._program.nodes[index]
+            self._queue.append(Enabled(node, (1,) * len(node.loops)))
+        yield from self.settle()
+
+    def settle(self) -> Iterator[Decision]:
+        """Begin what is enabled until nothing is, then see whether the run has ended."""
+        while self._queue:
+            enabled = self._queue.popleft()
+            if self.run.status not in GOING:
+                self._queue.clear()
+                break
+            if self._share <= 0 and enabled.why == "run":
+                yield self._scheduled(enabled, ready=False)
+            else:
+                yield from self._begin(enabled)
+        if self._share <= 0 and self.run.mode == "auto" and self.run.status in GOING:
+            yield wire.ContinueRun(run_id=self._run_id)
+        elif self.run.mode == "manual":
+            yield from self._step_on()
+        yield from self._end_if_done()
+
+    def resume_queued(self) -> Iterator[Decision]:
+        """Go on with what an earlier message's share left queued, in its order."""
+        waiting = [node for node in self._rows.live(NodeRun) if node.status == "queued" and not node.ready]
+        for row in sorted(waiting, key=lambda node: node.seq):
+            if self._share <= 0 or self.run.status not in GOING:
+                break
+            yield from self.execute(row)
+        yield from self.settle()
+
+    def execute(self, row: NodeRun) -> Iterator[Decision]:
+        """Run a node run that exists and is not ready: pure ones at once, others as a step."""
+        yield from self._run(*self.place(row), row)
+
+    def _begin(self, enabled: Enabled) -> Iterator[Decision]:
+        node, iteration = enabled.node, enabled.iteration
+        if node.index in self._coverable() and self._row(node, iteration) is not None:
+            return  # An early join has already skipped it.
+        if enabled.why == "skip":
+            self._share -= 1
+            resolution = self._resolve(node, iteration, lambda label: False)
+            yield wire.NodeSkipped(**self._names(node, iteration), marks=resolution.marks)
+            self._queue.extend(resolution.enabled)
+        elif enabled.why != "run":
+            message = {
+                "max_iterations_exceeded": "the loop wanted more iterations than max_iterations",
+                "join_unreachable": "fewer edges than n can still be taken",
+            }[enabled.why]
+            error = NodeError(enabled.why, message, retryable=False)
+            yield from self.failed(
+                node, iteration, None, error, leaving=enabled.why == "max_iterations_exceeded"
+            )
+        elif node.config.delay_seconds:
+            due_at = self._meta.at + node.config.delay_seconds
+            yield self._scheduled(enabled, ready=False, due_at=due_at)
+            yield self._wake(
+                node_run_id(self._run_id, node.id, iteration_text(iteration)), 1, node.config.delay_seconds
+            )
+        elif self.run.mode == "manual":
+            yield self._scheduled(enabled, ready=False)
+        else:
+            yield from self._run(node, iteration, None)
+
+    def _run(self, node: Node, iteration: Iteration, row: NodeRun | None) -> Iterator[Decision]:
+        self._share -= 1
+        try:
+            scope = self._scope(node, iteration, row)
+            if node.kind == "pure":
+                answer = evaluate(node, scope)
+                if answer.state_updates:
+                    check_size({**self.run.state, **answer.state_updates})
+            elif not self._available(node):
+                raise NodeError(
+                    "node_type_unavailable", f"{node.type} nodes cannot run here yet", retryable=False
+                )
+            else:
+                yield self._step(node, iteration, row, scope)
+                return
+        except EvaluationError as error:
+            yield from self.failed(node, iteration, row, NodeError("evaluation_failed", str(error)))
+            return
+        except NodeError as error:
+            yield from self.failed(node, iteration, row, error)
+            return
+        yield from self.completed(
+            node,
+            iteration,
+            row,
+            answer.output,
+            answer.text,
+            state_updates=answer.state_updates,
+            route=answer.route,
+        )
+
+    def _step(self, node: Node, iteration: Iteration, row: NodeRun | None, scope: JsonObject) -> Decision:
+        """The event that makes a step claimable, with its input filled in."""
+        given = node.input_value.evaluate(scope) if node.input_value is not None else {}
+        check_size(given)
+        kind = node.config.step_kind or ""
+        timeout = node.config.timeout_seconds or 0.0
+        if row is None:
+            return wire.NodeScheduled(
+                **self._names(node, iteration), kind=kind, input=given, ready=True, timeout_seconds=timeout
+            )
+        return wire.NodeDispatched(
+            node_run_id=row.id,
+            kind=kind,
+            input=given,
+            attempt=row.attempt,
+            lease_token=row.lease_token + 1,
+            timeout_seconds=timeout,
+        )
+
+    # --- ends of nodes ---------------------------------------------------------------------------------------
+
+    def completed(
+        self,
+        node: Node,
+        iteration: Iteration,
+        row: NodeRun | None,
+        output: JsonObject,
+        text: str | None = None,
+        *,
+        state_updates: JsonObject | None = None,
+        route: str | None = None,
+        error: Failure | None = None,
+        leaving: bool = False,
+        said: JsonObject | None = None,
+    ) -> Iterator[Decision]:
+        """A node run ends well: its edges resolve, what they enable is queued."""
+        going = self.run.status in GOING
+        names = self._names(node, iteration) if row is None else {"node_run_id": row.id}
+        if row is not None and "/" in row.path:
+            yield wire.NodeCompleted(**names, output=output, output_text=text, **self._said(row, said))
+            return
+        resolution = None
+        taken: list[int] = []
+        if going:
+
+            def takes(label: str | None) -> bool:
+                return label is None or (route is not None and label == route)
+
+            resolution = self._resolve(node, iteration, takes, leaving=leaving, taken=taken)
+            if node.id in self._program.latest:
+                resolution.remember(node.id, names["node_run_id"])
+        yield wire.NodeCompleted(
+            **names,
+            output=output,
+            output_text=text,
+            state_updates=state_updates,
+            route=route,
+            error=error,
+            sink=going and not taken,
+            compensable=node.compensation is not None and self.run.compensates,
+            marks=resolution.marks if resolution else (),
+            **self._said(row, said),
+        )
+        if resolution:
+            self._queue.extend(resolution.enabled)
+            if isinstance(node.config, Join) and node.config.join_policy != "all_completed":
+                yield from self._cover(node, iteration)
+
+    def failed(
+        self,
+        node: Node,
+        iteration: Iteration,
+        row: NodeRun | None,
+        error: NodeError,
+        *,
+        output: JsonObject | None = None,
+        text: str | None = None,
+        leaving: bool = False,
+        said: JsonObject | None = None,
+    ) -> Iterator[Decision]:
+        """An attempt fails: retry, else an edge labelled `failed`, else on_error, else the run fails."""
+        compensation = row is not None and "/" in row.path
+        going = self.run.status in GOING
+        if error.retryable and (going or compensation):
+            attempt = row.attempt if row else 1
+            if attempt < (node.config.retry_policy or _DEFAULT_RETRY).max_attempts:
+                yield from self._retry(node, iteration, row, attempt, error, said)
+                return
+        failure = Failure(code=error.code, message=error.message[:2_000], node_id=node.id)
+        names = self._names(node, iteration) if row is None else {"node_run_id": row.id}
+        ending = {**names, "error": failure, "output": output, "output_text": text, **self._said(row, said)}
+        if compensation or not going:
+            lost = error.code == "lease_lost" and not compensation
+            compensable = lost and node.compensation is not None and self.run.compensates
+            yield wire.NodeFailed(**ending, compensable=compensable)
+            return
+        taken: list[int] = []
+        resolution = self._resolve(
+            node, iteration, lambda label: label == "failed", leaving=leaving, taken=taken
+        )
+        if taken:
+            yield wire.NodeFailed(**ending, handled=True, marks=resolution.marks)
+            self._queue.extend(resolution.enabled)
+        elif node.config.on_error != "fail":
+            default = (node.config.default_output or {}) if node.config.on_error == "default" else {}
+            yield from self.completed(
+                node, iteration, row, default, text, error=failure, leaving=leaving, said=said
+            )
+        else:
+            yield wire.NodeFailed(**ending)
+            yield from self.fail_run(failure, names["node_run_id"], compensable=node.compensation is not None)
+
+    def _retry(
+        self,
+        node: Node,
+        iteration: Iteration,
+        row: NodeRun | None,
+        attempt: int,
+        error: NodeError,
+        said: JsonObject | None,
+    ) -> Iterator[Decision]:
+        policy = node.config.retry_policy or _DEFAULT_RETRY
+        delay = policy.retry_delay_seconds * (2 ** (attempt - 1) if policy.backoff == "exponential" else 1)
+        if policy.jitter:
+            delay *= int(self._meta.message_id[:8], 16) / 0xFFFFFFFF
+        if row is None:
+            yield self._scheduled(Enabled(node, iteration), ready=False)
+        id = row.id if row else node_run_id(self._run_id, node.id, iteration_text(iteration))
+        failure = Failure(code=error.code, message=error.message[:2_000], node_id=node.id)
+        worker = (said or {}).get("worker", "")
+        yield wire.NodeRetryScheduled(
+            node_run_id=id, attempt=attempt, error=failure, due_at=self._meta.at + delay, worker=worker
+        )
+        if delay:
+            yield self._wake(id, attempt + 1, delay)
+        else:
+            yield from self.due(cast(NodeRun, self._rows.get(NodeRun, id)))
+
+    def due(self, row: NodeRun) -> Iterator[Decision]:
+        """A pending node run may go on: its delay or retry pause is over."""
+        if self.run.mode == "manual" and "/" not in row.path:
+            yield wire.NodeQueued(node_run_id=row.id, attempt=row.attempt)
+        else:
+            yield from self.execute(row)
+
+    def skipped(self, row: NodeRun) -> Iterator[Decision]:
+        """Somebody outside says that a node run is skipped."""
+        resolution = self._resolve(self._node(row), self._iteration(row), lambda label: False)
+        yield wire.NodeSkipped(node_run_id=row.id, marks=resolution.marks)
+        self._queue.extend(resolution.enabled)
+
+    def _cover(self, join: Node, iteration: Iteration) -> Iterator[Decision]:
+        """A join passed early: cancel or skip the nodes all of whose paths go through joins that have passed."""
+        depth = len(iteration) - (1 if self._heads(join) else 0)
+        scope, loops = iteration[:depth], join.loops[:depth]
+        passed = frozenset(node.index for node in self._joins(loops) if self._passed(node, scope))
+        covered = self._program.covered(passed)
+        for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
+            node = self._node(row)
+            at = self._iteration(row)
+            if (
+                node.index in covered
+                and "/" not in row.path
+                and at[:depth] == scope
+                and node.loops[:depth] == loops
+            ):
+                resolution = self._resolve(node, at, lambda label: False)
+                yield wire.NodeCancelled(node_run_id=row.id, marks=resolution.marks)
+                self._queue.extend(resolution.enabled)
+        for index in sorted(covered):
+            node = self._program.nodes[index]
+            at = scope
+            if len(node.loops) == depth + 1 and self._heads(node) and node.loops[:depth] == loops:
+                at = (*scope, 1)
+            elif node.loops != loops:
+                continue
+            if not self._reaches(index) or self._row(node, at) is not None:
+                continue
+            resolution = self._resolve(node, at, lambda label: False)
+            yield wire.NodeSkipped(**self._names(node, at), marks=resolution.marks)
+            self._queue.extend(resolution.enabled)
+
+    def _heads(self, node: Node) -> bool:
+        return bool(node.loops) and self._program.loops[node.loops[-1]].head == node.index
+
+    def _joins(self, loops: tuple[int, ...]) -> Iterator[Node]:
+        """The joins whose forward edges resolve at this level of loops."""
+        for node in self._program.nodes:
+            level = node.loops[:-1] if self._heads(node) else node.loops
+            if node.type == "join" and level == loops:
+                yield node
+
+    def _passed(self, join: Node, scope: Iteration) -> bool:
+        at = (*scope, 1) if self._heads(join) else scope
+        if len(join.incoming) == 1:
+            row = self._row(join, at)
+            return row is not None and row.status == "completed"
+        gate = Resolution(self._rows, self._program, self._run_id, None).gate_id(join, at)
+        mark = self._rows.get(Mark, gate)
+        return mark is not None and mark.note == "passed" and mark.taken > 0
+
+    def _coverable(self) -> frozenset[int]:
+        early = frozenset(
+            node.index
+            for node in self._program.nodes
+            if isinstance(node.config, Join) and node.config.join_policy != "all_completed"
+        )
+        if not early:
+            return early
+        joins = frozenset(node.index for node in self._program.nodes if node.type == "join")
+        return self._program.covered(joins) | joins
+
+    # --- ends of runs ----------------------------------------------------------------------------------------
+
+    def fail_run(self, error: Failure, node_run_id: str | None, *, compensable: bool) -> Iterator[Decision]:
+        """A failure nobody handled: withdraw what has not begun, wait for the rest, then compensate."""
+        self._queue.clear()
+        yield wire.RunFailing(error=error, node_run_id=node_run_id, compensable=compensable)
+        yield from self.withdraw()
+        yield from self.unwind()
+
+    def withdraw(self) -> Iterator[Decision]:
+        """Cancel every node run that nobody executes right now."""
+        for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
+            if row.leased_by is None:
+                yield wire.NodeCancelled(node_run_id=row.id)
+
+    def unwind(self) -> Iterator[Decision]:
+        """Start the next compensation once nothing is in flight; end the run after the last one."""
+        while self.run.active == 0 and self.run.pending == 0:
+            run = self.run
+            of = run.compensate_first or run.compensable
+            if of is None or not run.compensates:
+                yield self._unwound(run)
+                return
+            if self._share <= 0:
+                yield wire.ContinueRun(run_id=self._run_id)
+                return
+            yield from self._compensate(cast(NodeRun, self._rows.get(NodeRun, of)))
+
+    def _compensate(self, of: NodeRun) -> Iterator[Decision]:
+        made_up = self._node(of)
+        node = self._program.nodes[cast(int, made_up.compensation)]
+        path = f"{made_up.id}/{node.id}"
+        id = node_run_id(self._run_id, path, of.iteration)
+        yield wire.RunCompensating(of=of.id, node_run_id=id)
+        delay = node.config.delay_seconds
+        yield wire.NodeScheduled(
+            node_run_id=id,
+            node_id=node.id,
+            path=path,
+            iteration=of.iteration,
+            node_type=node.type,
+            due_at=self._meta.at + delay if delay else 0.0,
+        )
+        if delay:
+            yield self._wake(id, 1, delay)
+        else:
+            yield from self.execute(cast(NodeRun, self._rows.get(NodeRun, id)))
+
+    def _unwound(self, run: Run) -> Decision:
+        error = Failure.model_validate(run.error or {"code": "cancelled"})
+        if run.compensation_failed:
+            message = f"a compensation failed after {error.code}: {error.message}"
+            return wire.RunFailed(
+                error=Failure(code="compensation_failed", message=message, node_id=error.node_id)
+            )
+        if run.status == "cancelling":
+            return wire.RunCancelled()
+        return wire.RunCompensated(error=error) if run.compensations else wire.RunFailed(error=error)
+
+    def _end_if_done(self) -> Iterator[Decision]:
+        run = self.run
+        if run.status not in GOING or run.active or run.pending or self._queue:
+            return
+        output = self.output()
+        size = len(orjson.dumps(output))
+        if size > VALUE_BYTES_MAX:
+            error = Failure(
+                code="output_too_large", message=f"{size} bytes of output, at most {VALUE_BYTES_MAX}"
+            )
+            yield from self.fail_run(error, None, compensable=False)
+        else:
+            yield wire.RunCompleted(output=output, output_text=run.output_text)
+
+    def output(self) -> Any:
+        """The `end` nodes' outputs; without them that of the last node, or of several by node id."""
+        run = self.run
+        if run.end_output is not None:
+            return run.end_output
+        sinks: list[NodeRun] = []
+        at = run.sink
+        while at is not None:
+            row = cast(NodeRun, self._rows.get(NodeRun, at))
+            sinks.append(row)
+            at = row.below_sink
+        if len(sinks) == 1:
+            return sinks[0].output
+        return {row.node_id: row.output for row in reversed(sinks)} if sinks else {}
+
+    # --- manual runs -----------------------------------------------------------------------------------------
+
+    def _step_on(self) -> Iterator[Decision]:
+        """A manual run takes its next step if it may and nothing is being executed."""
+        while self.run.status in GOING and self.run.allowance > 0 and not self._queue:
+            live = self._rows.live(NodeRun)
+            if any(row.ready or row.status == "running" for row in live):
+                return
+            queued = [row for row in live if row.status == "queued"]
+            if not queued:
+                return
+            yield wire.StepsAllowed(allowance=self.run.allowance - 1)
+            yield from self.execute(min(queued, key=lambda row: row.seq))
+            while self._queue:
+                yield from self._begin(self._queue.popleft())
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def _resolve(
+        self,
+        node: Node,
+        iteration: Iteration,
+        takes: Callable[[str | None], bool],
+        *,
+        leaving: bool = False,
+        taken: list[int] | None = None,
+    ) -> Resolution:
+        """All edges out of a node at once. `leaving`: only those that leave its loop can be taken."""
+        resolution = Resolution(self._rows, self._program, self._run_id, self._counts_of())
+        for index in node.outgoing:
+            edge = self._program.edges[index]
+            may = takes(edge.label) and (not leaving or node.loops[-1] in edge.exits)
+            if may and taken is not None:
+                taken.append(index)
+            resolution.edge(edge, iteration, may)
+        return resolution
+
+    def _counts_of(self) -> Callable[[int], bool] | None:
+        """Which nodes can run at all, if the run began in the middle of the graph."""
+        if self.run.initial_node is None:
+            return None
+        if self._counts is None:
+            self._counts = _reachable(self._program, self._program.by_id[self.run.initial_node]).__contains__
+        return self._counts
+
+    def _reaches(self, index: int) -> bool:
+        counts = self._counts_of()
+        return counts is None or counts(index)
+
+    def _scope(self, node: Node, iteration: Iteration, row: NodeRun | None) -> JsonObject:
+        run = self.run
+        current: JsonObject = {"node_id": node.id}
+        compensates = row.path.split("/")[0] if row is not None and "/" in row.path else None
+        if compensates:
+            current["compensates"] = compensates
+            made_up = self._program.nodes[self._program.by_id[compensates]]
+            iteration = parse_iteration(cast(NodeRun, row).iteration, len(made_up.loops))
+        scope: JsonObject = {
+            "state": run.state,
+            "inputs": run.inputs,
+            "current": current,
+            "run": {"id": run.id},
+        }
+        if node.references:
+            loops = self._program.nodes[self._program.by_id[compensates]].loops if compensates else None
+            scope["nodes"] = self._outputs(node.references, iteration, loops)
+        else:
+            scope["nodes"] = {}
+        return scope
+
+    def _outputs(
+        self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...] | None
+    ) -> JsonObject:
+        ids: dict[str, str] = {}
+        for name in sorted(references):
+            other = self._program.nodes[self._program.by_id[name]]
+            depth = len(other.loops)
+            if depth == 0:
+                ids[name] = node_run_id(self._run_id, name, "1")
+            elif loops is not None and loops[:depth] == other.loops:
+                ids[name] = node_run_id(self._run_id, name, iteration_text(iteration[:depth]))
+            else:
+                mark = Resolution(self._rows, self._program, self._run_id, None).latest(name)
+                if mark:
+                    ids[name] = mark
+        self._rows.want(NodeRun, ids.values())
+        found: JsonObject = {}
+        for name, id in ids.items():
+            row = self._rows.get(NodeRun, id)
+            if row is not None and row.status == "completed":
+                found[name] = {"output": row.output, "text": row.output_text, "error": row.error}
+        return found
+
+    def place(self, row: NodeRun) -> tuple[Node, Iteration]:
+        return self._node(row), self._iteration(row)
+
+    def _node(self, row: NodeRun) -> Node:
+        return self._program.nodes[self._program.by_id[row.node_id]]
+
+    def _iteration(self, row: NodeRun) -> Iteration:
+        """The iteration of a node run; of a compensation that of the node it makes up for."""
+        name = row.path.split("/")[0]
+        depth = len(self._program.nodes[self._program.by_id[name]].loops)
+        return parse_iteration(row.iteration, depth)
+
+    def _row(self, node: Node, iteration: Iteration) -> NodeRun | None:
+        return self._rows.get(NodeRun, node_run_id(self._run_id, node.id, iteration_text(iteration)))
+
+    def _names(self, node: Node, iteration: Iteration) -> JsonObject:
+        text = iteration_text(iteration)
+        id = node_run_id(self._run_id, node.id, text)
+        return {
+            "node_run_id": id,
+            "node_id": node.id,
+            "path": node.id,
+            "iteration": text,
+            "node_type": node.type,
+        }
+
+    def _scheduled(self, enabled: Enabled, *, ready: bool, due_at: float = 0.0) -> wire.NodeScheduled:
+        return wire.NodeScheduled(**self._names(enabled.node, enabled.iteration), ready=ready, due_at=due_at)
+
+    def _wake(self, id: str, attempt: int, seconds: float) -> After:
+        return After(seconds, wire.WakeNode(run_id=self._run_id, node_run_id=id, attempt=attempt))
+
+    def _said(self, row: NodeRun | None, said: JsonObject | None) -> JsonObject:
+        """Attempt, token, times and worker of an ended node run."""
+        if row is None:
+            return {}
+        ending: JsonObject = {"attempt": row.attempt, "lease_token": row.lease_token}
+        if said:
+            ending.update(said)
+        elif row.started_at:
+            ending["started_at"] = row.started_at
+        return ending
+
+
+def _reachable(program: Program, start: int) -> frozenset[int]:
+    found, work = {start}, [start]
+    while work:
+        for index in program.nodes[work.pop()].outgoing:
+            target = program.edges[index].target
+            if target not in found:
+                found.add(target)
+                work.append(target)
+    return frozenset(found)
+
+
+__all__ = ["GOING", "NODES_PER_MESSAGE_MAX", "RUN_ENDED", "UNWINDING", "Progress"]
