@@ -16,7 +16,7 @@ LOCK = Path(__file__).with_name("jars.lock")
 FETCHERS = 8
 ATTEMPTS_MAX = 3
 
-# Called with (files fetched, files to fetch), from several threads.
+# Called with (files fetched, files to fetch); what it raises ends the fetching.
 Progress = Callable[[int, int], None]
 
 
@@ -109,10 +109,10 @@ def _fetch_one(jar: Jar, folder: Path) -> Path:
             path = Path(artifact.resolve())
         except OSError as error:  # What requests raises descends from OSError, and so does a full disk.
             if error.errno is not None or attempt == ATTEMPTS_MAX:
-                raise _unreachable(jar, error) from error
+                raise _unreachable(jar, folder.parent, error) from error
             continue
         except RuntimeError as error:
-            raise _unreachable(jar, error) from error
+            raise _unreachable(jar, folder.parent, error) from error
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == jar.sha256:
                 return path
@@ -123,12 +123,12 @@ def _fetch_one(jar: Jar, folder: Path) -> Path:
     )
 
 
-def _unreachable(jar: Jar, error: Exception) -> StackError | OSError:
-    if isinstance(error, OSError) and error.errno is not None and error.filename:
+def _unreachable(jar: Jar, cache: Path, error: Exception) -> StackError | OSError:
+    if isinstance(error, OSError) and error.errno is not None:
         return error  # The disk, not the network.
     return StackError(
         f"cannot fetch {jar.file_name} from Maven Central ({type(error).__name__})",
-        f"connect to a network once, or put the files of infra/embedded/jars.lock into {default_cache()}",
+        f"connect to a network once, or put the files of infra/embedded/jars.lock into {cache}",
     )
 
 

@@ -48,6 +48,7 @@ class EmbeddedStack:
         self._with_kafka = with_kafka
         self._cache = cache_dir or default_cache()
         self._progress = progress
+        self._halted = False
 
     @property
     def database_url(self) -> str:
@@ -59,6 +60,7 @@ class EmbeddedStack:
 
     async def start(self) -> None:
         """Take the data folder and start the servers. Raises StackError; nothing runs then."""
+        self._halted = False
         await asyncio.to_thread(self.folder.acquire)
         try:
             self._check_disk()
@@ -80,6 +82,7 @@ class EmbeddedStack:
 
     async def stop(self) -> None:
         """Stop the servers and give the folder back. May be called again."""
+        self._halted = True
         await asyncio.gather(self.kafka.stop(), self.postgres.stop())
         await asyncio.to_thread(self.folder.release)
 
@@ -102,7 +105,7 @@ class EmbeddedStack:
 
     async def _start_kafka(self) -> None:
         java, jars = await asyncio.gather(
-            asyncio.to_thread(find_java), asyncio.to_thread(locked_jars, self._cache, self._progress)
+            asyncio.to_thread(find_java), asyncio.to_thread(locked_jars, self._cache, self._fetched)
         )
 
         async def start(ports: Mapping[str, int]) -> None:
@@ -126,6 +129,12 @@ class EmbeddedStack:
             except StackError:
                 if attempt == START_ATTEMPTS_MAX or all(port_is_free(ports[name]) for name in names):
                     raise
+
+    def _fetched(self, done: int, total: int) -> None:
+        if self._halted:
+            raise StackError("stopped while fetching")
+        if self._progress is not None:
+            self._progress(done, total)
 
     def _note_postgres(self, pid: int) -> None:
         self.folder.record_process("postgres", 0, pid, self.postgres.log)
