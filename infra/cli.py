@@ -29,9 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 def up(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes")] = 1,
     executors: Annotated[int, typer.Option(min=0, help="Executor processes")] = 1,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the gateway [default: 8000]")
-    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the gateway [default: 8000]")] = None,
     data: Data = None,
 ) -> None:
     """Start Postgres, Kafka, workers, executors and the gateway; Ctrl-C stops all."""
@@ -45,6 +43,28 @@ def up(
             await Supervisor(settings, workers=workers, executors=executors, say=say, progress=progress).run()
 
     asyncio.run(run())
+
+
+@app.command()
+def demo() -> None:
+    """Start everything in a fresh folder, run the guided example, stop."""
+    import tempfile
+
+    from infra.demo import DemoFailed, run_demo
+    from infra.stack import Supervisor
+
+    async def run(folder: str) -> None:
+        settings = load_settings(data_dir=Path(folder), gateway_port=0, auth_required=False)
+        with _FetchProgress() as progress:
+            stack = Supervisor(settings, workers=1, executors=1, say=say, progress=progress)
+            await stack.run(once_ready=lambda url: run_demo(url, lambda: stack.pid_of("worker"), say))
+
+    with tempfile.TemporaryDirectory(prefix="ap-demo-", ignore_cleanup_errors=True) as folder:
+        try:
+            asyncio.run(run(folder))
+        except DemoFailed as error:
+            complain(f"the example failed: {error}")
+            raise typer.Exit(1) from None
 
 
 @app.command()
@@ -77,9 +97,7 @@ def config(as_json: AsJson = False) -> None:
 
 @app.command()
 def gateway(
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on [default: 8000]")
-    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on [default: 8000]")] = None,
     data: Data = None,
 ) -> None:
     """Run one gateway."""

@@ -22,15 +22,11 @@ def stop(data: Path) -> str:
         return f"Nothing is running in {data}."
     if not signal_process(state.owner, signal.SIGTERM):
         left = stop_leftovers(state)
-        return (
-            f"Stopped {len(left)} processes of a former owner." if left else f"Nothing is running in {data}."
-        )
+        return f"Stopped {len(left)} processes of a former owner." if left else f"Nothing is running in {data}."
     until = time.monotonic() + STOP_SECONDS_MAX
     while is_alive(state.owner):
         if time.monotonic() > until:
-            raise StackError(
-                f"process {state.owner.pid} does not stop", f"kill -9 {state.owner.pid}, then `ap down`"
-            )
+            raise StackError(f"process {state.owner.pid} does not stop", f"kill -9 {state.owner.pid}, then `ap down`")
         time.sleep(0.05)
     return f"Stopped process {state.owner.pid} and everything it had started."
 
@@ -96,9 +92,7 @@ def show_config(settings: Settings, *, as_json: bool) -> None:
     rows = []
     for field, info in Settings.model_fields.items():
         default = "" if info.default is None else str(info.default)
-        rows.append(
-            (setting_name(field), masked(settings, field), default, sources[field], info.description or "")
-        )
+        rows.append((setting_name(field), masked(settings, field), default, sources[field], info.description or ""))
     if as_json:
         keys = ("name", "value", "default", "source", "description")
         document = {"settings": [dict(zip(keys, row, strict=True)) for row in rows], "unused": unused_names()}

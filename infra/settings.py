@@ -136,17 +136,13 @@ class Settings(BaseSettings):
                 f"{PREFIX}GATEWAY_HOST is {self.gateway_host}: require authentication or bind to 127.0.0.1"
             )
         if self.heartbeat_seconds * 3 > self.session_timeout_seconds:
-            raise ValueError(
-                f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}SESSION_TIMEOUT_SECONDS"
-            )
+            raise ValueError(f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}SESSION_TIMEOUT_SECONDS")
         if self.lease_renew_seconds * 2 > self.lease_seconds:
             raise ValueError(f"{PREFIX}LEASE_RENEW_SECONDS must be at most half of {PREFIX}LEASE_SECONDS")
         if self.gateway_instance >= self.replies_partitions:
             raise ValueError(f"{PREFIX}GATEWAY_INSTANCE must be below {PREFIX}REPLIES_PARTITIONS")
         if self.topic_min_insync_replicas > self.topic_replication_factor:
-            raise ValueError(
-                f"{PREFIX}TOPIC_MIN_INSYNC_REPLICAS must not exceed {PREFIX}TOPIC_REPLICATION_FACTOR"
-            )
+            raise ValueError(f"{PREFIX}TOPIC_MIN_INSYNC_REPLICAS must not exceed {PREFIX}TOPIC_REPLICATION_FACTOR")
         return self
 
     @property
@@ -220,9 +216,7 @@ def setting_sources(settings: Settings, overrides: Mapping[str, Any]) -> dict[st
     file = {name.upper() for name in _file_values()}
     sources = {}
     for field in Settings.model_fields:
-        names = {setting_name(field)} | (
-            {PREFIX + "AGENT_WORKER_DRY_RUN"} if field == "worker_dry_run" else set()
-        )
+        names = {setting_name(field)} | ({PREFIX + "AGENT_WORKER_DRY_RUN"} if field == "worker_dry_run" else set())
         if overrides.get(field) is not None:
             sources[field] = "command line"
         elif names & environment and field in settings.model_fields_set:
@@ -257,9 +251,7 @@ def plain_postgres_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     base = scheme.lower().partition("+")[0]
     if base == "sqlite" or url.lower().startswith("sqlite:"):
-        raise ValueError(
-            "SQLite is not supported: give a postgresql:// address, or none for the embedded server"
-        )
+        raise ValueError("SQLite is not supported: give a postgresql:// address, or none for the embedded server")
     if base not in ("postgresql", "postgres") or not separator or not rest:
         raise ValueError("must look like postgresql://user:password@host:5432/database")
     return f"postgresql://{rest}"

@@ -68,9 +68,7 @@ class RoleProcess:
         return self.folder.path / "log" / f"{self.name}.log"
 
     async def start(self) -> None:
-        self.child = spawn(
-            [sys.executable, "-m", "infra.cli", self.role], log=self.log, environment=self.environment
-        )
+        self.child = spawn([sys.executable, "-m", "infra.cli", self.role], log=self.log, environment=self.environment)
         self.folder.record_process(self.role, self.index, self.child.pid, self.log)
 
     def exit_status(self) -> int | None:
@@ -135,6 +133,10 @@ class Supervisor:
         host = self._settings.gateway_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.gateway_port}"
 
+    def pid_of(self, role: RoleName) -> int:
+        """The process of the first worker, executor or gateway."""
+        return next(p.identity.pid for p in self._stack.folder.state.processes if p.role == role)
+
     async def _unless_stopped(self, work: Awaitable[None]) -> None:
         """Await the work, or leave it as soon as somebody asks to stop."""
         task = asyncio.ensure_future(work)
@@ -151,7 +153,11 @@ class Supervisor:
     async def _start(self) -> None:
         self._take_gateway_port()
         importing = asyncio.create_task(asyncio.to_thread(_import_main))
-        await self._stack.start()
+        try:
+            await self._stack.start()
+        except BaseException:
+            importing.cancel()
+            raise
         main = await importing
         self._settings = self._settings.model_copy(update=self._addresses())
         await main.migrate(self._settings)
@@ -291,9 +297,7 @@ async def answers_ready(host: str, port: int) -> bool:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(
-                    f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
-                )
+                writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
                 status_line = await reader.readline()
             finally:
                 writer.close()

@@ -50,9 +50,7 @@ def locked_jars(cache: Path, progress: Progress | None = None) -> list[Path]:
         cache.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(FETCHERS) as pool:
             missing = [
-                jar
-                for jar, good in zip(jars, pool.map(lambda j: _is_good(cache, j), jars), strict=True)
-                if not good
+                jar for jar, good in zip(jars, pool.map(lambda j: _is_good(cache, j), jars), strict=True) if not good
             ]
         if missing:
             _fetch(missing, cache, progress or (lambda done, total: None))
@@ -94,17 +92,12 @@ def _fetch_one(jar: Jar, folder: Path) -> Path:
     try:
         from jgo.maven import MavenContext  # Slow to import and needed once.
     except ImportError:
-        raise StackError(
-            "Kafka's jars are not here yet and the package jgo is missing", "make setup"
-        ) from None
+        raise StackError("Kafka's jars are not here yet and the package jgo is missing", "make setup") from None
     for attempt in range(1, ATTEMPTS_MAX + 1):
         place = folder / f"{jar.artifact}-{attempt}"
         try:
             artifact = (
-                MavenContext(repo_cache=place)
-                .project(jar.group, jar.artifact)
-                .at_version(jar.version)
-                .artifact()
+                MavenContext(repo_cache=place).project(jar.group, jar.artifact).at_version(jar.version).artifact()
             )
             path = Path(artifact.resolve())
         except OSError as error:  # What requests raises descends from OSError, and so does a full disk.

@@ -122,9 +122,7 @@ class Kafka:
         command = [*self._command, "kafka.Kafka", str(self.data / "server.properties")]
         self.child = spawn(command, log=self.log, folder=self.data)
         self._note(self.child.pid)
-        listening = await wait_until(
-            lambda: accepts(self.port) or self.exit_status() is not None, START_SECONDS_MAX
-        )
+        listening = await wait_until(lambda: accepts(self.port) or self.exit_status() is not None, START_SECONDS_MAX)
         if self.exit_status() is None and listening and await self._answers():
             return
         await self.stop()

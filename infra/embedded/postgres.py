@@ -105,9 +105,7 @@ class Postgres:
             account=self._account,
         )
         self._note(self.child.pid)
-        ready = await wait_until(
-            lambda: self._is_ready() or self.exit_status() is not None, START_SECONDS_MAX
-        )
+        ready = await wait_until(lambda: self._is_ready() or self.exit_status() is not None, START_SECONDS_MAX)
         if self.exit_status() is not None or not ready:
             await self.stop(immediate=True)
             raise StackError(
@@ -155,9 +153,7 @@ class Postgres:
             try:
                 self._password = password_file.read_text(encoding="ascii")
             except FileNotFoundError:
-                raise StackError(
-                    f"{password_file} is gone", f"remove {self.data.parent} to begin anew"
-                ) from None
+                raise StackError(f"{password_file} is gone", f"remove {self.data.parent} to begin anew") from None
             return
         self._password = secrets.token_urlsafe(18)
         shutil.rmtree(self.data, ignore_errors=True)  # An earlier initialisation was cut off.
@@ -195,9 +191,7 @@ class Postgres:
 
     def _configure(self) -> None:
         socket_dir = self.data / "socket"
-        if len(os.fsencode(socket_dir / f".s.PGSQL.{self.port}")) > SOCKET_PATH_BYTES_MAX or "'" in str(
-            socket_dir
-        ):
+        if len(os.fsencode(socket_dir / f".s.PGSQL.{self.port}")) > SOCKET_PATH_BYTES_MAX or "'" in str(socket_dir):
             socket_dir = Path(tempfile.mkdtemp(prefix="ap-pg-"))
         socket_dir.mkdir(exist_ok=True, mode=0o700)
         self._socket_dir = socket_dir
@@ -222,9 +216,7 @@ class Postgres:
         if leftover is not None:
             stop_processes([leftover], FAST)
             if signal_process(leftover, 0):
-                raise StackError(
-                    f"a former Postgres (process {pid}) does not stop", f"stop it: kill -9 {pid}"
-                )
+                raise StackError(f"a former Postgres (process {pid}) does not stop", f"stop it: kill -9 {pid}")
         pid_file.unlink(missing_ok=True)
 
     def _server_on_this_folder(self, pid: int) -> Identity | None:

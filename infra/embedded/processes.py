@@ -112,9 +112,7 @@ def spawn(
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".old"))
-    owner: dict[str, Any] = (
-        {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
-    )
+    owner: dict[str, Any] = {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
     with log.open("ab") as output:
         return subprocess.Popen(
             arguments,
@@ -128,13 +126,9 @@ def spawn(
         )
 
 
-def run_tool(
-    arguments: Sequence[str], *, what: str, account: tuple[int, int] | None = None, **more: Any
-) -> str:
+def run_tool(arguments: Sequence[str], *, what: str, account: tuple[int, int] | None = None, **more: Any) -> str:
     """Run a short program to its end and give its output; a failure is a StackError with its last line."""
-    owner: dict[str, Any] = (
-        {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
-    )
+    owner: dict[str, Any] = {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
     try:
         done = subprocess.run(
             arguments,
@@ -157,9 +151,7 @@ def run_tool(
 def log_tail(log: Path, marks: Sequence[str]) -> str:
     """The last line of a log that bears one of the marks, else its last line."""
     try:
-        lines = [
-            line.strip() for line in log.read_text("utf-8", "replace").splitlines()[-400:] if line.strip()
-        ]
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()[-400:] if line.strip()]
     except OSError:
         return ""
     telling = [line for line in lines if any(mark in line for mark in marks)]
@@ -190,9 +182,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
     for candidate in SystemRandom().sample(candidates, min(200, len(candidates))):
         if port_is_free(candidate):
             return candidate
-    raise StackError(
-        "no free port found between 20000 and 31999 on 127.0.0.1", "stop something that listens there"
-    )
+    raise StackError("no free port found between 20000 and 31999 on 127.0.0.1", "stop something that listens there")
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:

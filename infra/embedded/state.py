@@ -175,9 +175,7 @@ class DataFolder:
     def record(self, **changes: Any) -> None:
         """Change fields of the state and write it."""
         self._state = replace(self._state, **changes)
-        write_atomically(
-            self.path / "state.json", orjson.dumps(self._state.as_json(), option=orjson.OPT_INDENT_2)
-        )
+        write_atomically(self.path / "state.json", orjson.dumps(self._state.as_json(), option=orjson.OPT_INDENT_2))
 
     def record_process(self, role: Role, index: int, pid: int, log: Path) -> None:
         """Record a process just started; it takes the place of the former one of its role and index."""
@@ -196,8 +194,7 @@ class DataFolder:
     def remembered_ports(self) -> dict[str, int]:
         try:
             return {
-                str(name): int(port)
-                for name, port in orjson.loads((self.path / "ports.json").read_bytes()).items()
+                str(name): int(port) for name, port in orjson.loads((self.path / "ports.json").read_bytes()).items()
             }
         except (FileNotFoundError, ValueError, AttributeError):
             return {}

@@ -106,9 +106,7 @@ async def test_kill_9_of_the_owner_leaves_nothing_behind(tmp_path: Path) -> None
 async def test_leftovers_of_an_owner_and_its_guard_are_stopped_by_the_next(tmp_path: Path) -> None:
     owner = start_owner(tmp_path, "no kafka")
     state = state_of(tmp_path)
-    guards = [
-        child for child in psutil.Process(owner.pid).children() if "infra.embedded.guard" in child.cmdline()
-    ]
+    guards = [child for child in psutil.Process(owner.pid).children() if "infra.embedded.guard" in child.cmdline()]
     assert len(guards) == 1
     guards[0].kill()
     owner.kill()
@@ -207,9 +205,7 @@ async def answers(stack: EmbeddedStack) -> bool:
 
 
 async def produce(services: EmbeddedStack, topic: str, value: bytes) -> None:
-    producer = AIOKafkaProducer(
-        bootstrap_servers=services.kafka_bootstrap, acks="all", enable_idempotence=True
-    )
+    producer = AIOKafkaProducer(bootstrap_servers=services.kafka_bootstrap, acks="all", enable_idempotence=True)
     await producer.start()
     try:
         await producer.send_and_wait(topic, value)

@@ -93,9 +93,7 @@ def fake_java(folder: Path, output: str) -> Path:
     return java
 
 
-def test_a_java_that_is_too_old_gives_way_to_the_packaged_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_java_that_is_too_old_gives_way_to_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_java(tmp_path, 'java version "1.8.0_202"')
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     packaged = find_java()

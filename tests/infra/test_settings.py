@@ -29,16 +29,12 @@ def test_everything_has_a_default() -> None:
 
 def test_an_unknown_name_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_PLATFORM_DATABSE_URL", "postgresql://u@h/d")
-    assert problems() == [
-        "AGENT_PLATFORM_DATABSE_URL is not a setting: did you mean AGENT_PLATFORM_DATABASE_URL?"
-    ]
+    assert problems() == ["AGENT_PLATFORM_DATABSE_URL is not a setting: did you mean AGENT_PLATFORM_DATABASE_URL?"]
 
 
 def test_an_unknown_name_in_the_file_is_found_too(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("AGENT_PLATFORM_GATEWAY_PROT=1\nOTHER=2\n")
-    assert problems() == [
-        "AGENT_PLATFORM_GATEWAY_PROT is not a setting: did you mean AGENT_PLATFORM_GATEWAY_PORT?"
-    ]
+    assert problems() == ["AGENT_PLATFORM_GATEWAY_PROT is not a setting: did you mean AGENT_PLATFORM_GATEWAY_PORT?"]
 
 
 def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
