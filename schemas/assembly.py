@@ -20,9 +20,7 @@ def check_graph(reader: Reader) -> Shape:
     aside = {at for at in owners if at not in entered}
     unnamed = {draft.at for draft in drafts if draft.id is None}
     ends = [(line.source, line.target) for line in reader.lines]
-    allow_loop = {
-        draft.at for draft in drafts if draft.raw.get("allow_loop") is True and draft.id is not None
-    }
+    allow_loop = {draft.at for draft in drafts if draft.raw.get("allow_loop") is True and draft.id is not None}
     shape = analyse(len(drafts), ends, allow_loop, aside | unnamed)
     for fault in shape.faults:
         _report(fault, reader)
@@ -34,9 +32,7 @@ def check_graph(reader: Reader) -> Shape:
     _check_joins(reader, shape)
     for draft in drafts:
         if "max_iterations" in draft.raw and draft.raw.get("allow_loop") is not True:
-            problems.add(
-                draft.pointer("max_iterations"), "max_iterations_unused", "the node has no allow_loop"
-            )
+            problems.add(draft.pointer("max_iterations"), "max_iterations_unused", "the node has no allow_loop")
     return shape
 
 
@@ -108,8 +104,7 @@ def build_program(reader: Reader, shape: Shape) -> Program:
     entered = {line.target for line in reader.lines}
     configs = [draft.config for draft in drafts if draft.config is not None]
     compensations = [
-        None if config.compensation_node_id is None else reader.by_id[config.compensation_node_id]
-        for config in configs
+        None if config.compensation_node_id is None else reader.by_id[config.compensation_node_id] for config in configs
     ]
     aside = {at for at in compensations if at is not None and at not in entered}
     wiring = wire(

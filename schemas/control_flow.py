@@ -61,29 +61,21 @@ def analyse(count: int, edges: Sequence[tuple[int, int]], allow_loop: set[int], 
         shape.faults.append(Fault("no_start_node"))
     dominators = immediate_dominators(successors, count)
     shape.faults += [
-        Fault("unreachable_node", node=node)
-        for node in range(count)
-        if dominators[node] < 0 and node not in aside
+        Fault("unreachable_node", node=node) for node in range(count) if dominators[node] < 0 and node not in aside
     ]
     components = _cyclic_components(successors)
     reachable = [at for at in used if dominators[edges[at][0]] >= 0]
     back = _back_edges(reachable, edges, dominators, count)
     shape.faults += _entry_faults(components, dominators, allow_loop)
-    shape.faults += [
-        Fault("cycle_without_allow_loop", edge=at) for at in back if edges[at][1] not in allow_loop
-    ]
+    shape.faults += [Fault("cycle_without_allow_loop", edge=at) for at in back if edges[at][1] not in allow_loop]
     irreducible = _irreducible(count, reachable, edges, set(back))
     shape.faults += [Fault("irreducible_cycle", edge=min(found)) for found in irreducible]
     tangled = {node for found in irreducible for at in found for node in edges[at]}
-    shape.faults += _misplaced(
-        allow_loop - tangled - aside, {edges[at][1] for at in back}, components, dominators
-    )
+    shape.faults += _misplaced(allow_loop - tangled - aside, {edges[at][1] for at in back}, components, dominators)
     if not any(fault.code != "allow_loop_unused" for fault in shape.faults):
         shape.loops = _natural_loops(successors, edges, reachable, back)
         shape.faults += [
-            Fault("loops_too_deep", node=loop.head)
-            for loop in shape.loops
-            if loop.depth == LOOP_DEPTH_MAX + 1
+            Fault("loops_too_deep", node=loop.head) for loop in shape.loops if loop.depth == LOOP_DEPTH_MAX + 1
         ]
     return shape
 
@@ -111,9 +103,7 @@ def _misplaced(
     ]
 
 
-def _back_edges(
-    candidates: list[int], edges: Sequence[tuple[int, int]], dominators: list[int], root: int
-) -> list[int]:
+def _back_edges(candidates: list[int], edges: Sequence[tuple[int, int]], dominators: list[int], root: int) -> list[int]:
     """Edges whose target dominates their source, found by intervals over the dominator tree."""
     children: list[list[int]] = [[] for _ in dominators]
     for node, dominator in enumerate(dominators):

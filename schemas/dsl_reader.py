@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final
 
-from schemas.node_compiler import CompiledConfig, compile_config
+from schemas.node_compiler import Allowance, CompiledConfig, compile_config
 from schemas.node_types import ALIASES, FAILED, NO_CASE, IfElse, NodeConfig, canonical_type
 from schemas.paths import is_name_char
 from schemas.problems import Problems, pointer_of
@@ -22,9 +22,7 @@ def is_node_id(text: str) -> bool:
     return 0 < len(text) <= NODE_ID_LENGTH_MAX and all(char == "-" or is_name_char(char) for char in text)
 
 
-def unknown_fields(
-    value: Mapping[str, Any], known: tuple[str, ...], pointer: str, problems: Problems
-) -> None:
+def unknown_fields(value: Mapping[str, Any], known: tuple[str, ...], pointer: str, problems: Problems) -> None:
     for name in value:
         if name not in known:
             where = pointer + pointer_of(name)
@@ -63,12 +61,11 @@ class Line:
 class Reader:
     """Reads nodes and edges, collecting problems; goes on after each."""
 
-    def __init__(
-        self, problems: Problems, types: Mapping[str, type[NodeConfig]], check_code: CheckCode | None
-    ) -> None:
+    def __init__(self, problems: Problems, types: Mapping[str, type[NodeConfig]], check_code: CheckCode | None) -> None:
         self.problems = problems
         self.types = types
         self.check_code = check_code
+        self.allowance = Allowance()
         self.drafts: list[Draft] = []
         self.by_id: dict[str, int] = {}
         self.lines: list[Line] = []
@@ -131,7 +128,7 @@ class Reader:
 
     def _node_config(self, draft: Draft, config_type: type[NodeConfig], config: Mapping[str, Any]) -> None:
         where = pointer_of("nodes", draft.at, "config")
-        compiled = compile_config(config_type, config, where, self.problems)
+        compiled = compile_config(config_type, config, where, self.problems, self.allowance)
         draft.raw, draft.config, draft.compiled = compiled.raw, compiled.config, compiled
         draft.pointers = compiled.pointers
         source = draft.raw.get("code")
@@ -178,9 +175,7 @@ class Reader:
         condition = edge.get("condition")
         label = {True: "true", False: "false"}[condition] if isinstance(condition, bool) else condition
         if label is not None and not isinstance(label, str):
-            self.problems.add(
-                f"{pointer}/condition", "wrong_type", "condition is neither text nor true nor false"
-            )
+            self.problems.add(f"{pointer}/condition", "wrong_type", "condition is neither text nor true nor false")
             return None
         if len(ends) < 2:
             return None
@@ -192,9 +187,7 @@ class Reader:
             return
         allowed = _labels(source)
         if label not in allowed:
-            detail = (
-                f"{label[:64]!r}: edges of {source.type_name!r} may bear {', '.join(sorted(allowed)[:20])}"
-            )
+            detail = f"{label[:64]!r}: edges of {source.type_name!r} may bear {', '.join(sorted(allowed)[:20])}"
             self.problems.add(pointer, "invalid_condition", detail)
 
 

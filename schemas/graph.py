@@ -11,7 +11,7 @@ from schemas.expressions import Expression
 from schemas.node_types import NodeConfig, NodeKind
 from schemas.templates import Template, Value
 
-COVERED_MEMO_MAX: Final = 1_024
+COVERED_MEMO_MAX: Final = 32  # An entry may hold 2 000 nodes.
 
 
 @dataclass(frozen=True, slots=True)

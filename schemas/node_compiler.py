@@ -52,8 +52,16 @@ _RANGE_CODES: Final = {
     "max_attempts": "retry_policy_out_of_range",
     "retry_delay_seconds": "retry_policy_out_of_range",
 }
+EXPRESSION_CHARACTERS_MAX: Final = 200_000
 _LENGTHS: Final = ("string_too_long", "string_too_short", "too_long", "too_short")
 _RANGES: Final = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What the configs of one DSL may use together, so that compiling a hostile one stays short."""
+
+    expression_characters: int = EXPRESSION_CHARACTERS_MAX
 
 
 @dataclass(slots=True)
@@ -71,7 +79,11 @@ class CompiledConfig:
 
 
 def compile_config(
-    config_type: type[NodeConfig], config: Mapping[str, Any], pointer: str, problems: Problems
+    config_type: type[NodeConfig],
+    config: Mapping[str, Any],
+    pointer: str,
+    problems: Problems,
+    allowance: Allowance,
 ) -> CompiledConfig:
     """Goes on after each problem; `config` is None if there was one."""
     result = CompiledConfig()
@@ -84,7 +96,7 @@ def compile_config(
         first, slash, rest = name.partition("/")
         problems.add(result.pointers.get(first, pointer) + slash + rest, code, detail)
     _warn(config_type, result, pointer, problems)
-    _Compiler(result, pointer, problems).compile(config_type)
+    _Compiler(result, problems, allowance).compile(config_type)
     return result
 
 
@@ -157,10 +169,10 @@ def _warn(config_type: type[NodeConfig], result: CompiledConfig, pointer: str, p
 class _Compiler:
     """Compiles the marked fields whether or not the rest of the config is right."""
 
-    def __init__(self, result: CompiledConfig, pointer: str, problems: Problems) -> None:
+    def __init__(self, result: CompiledConfig, problems: Problems, allowance: Allowance) -> None:
         self.result = result
-        self.pointer = pointer
         self.problems = problems
+        self.allowance = allowance
 
     def compile(self, config_type: type[NodeConfig]) -> None:
         parts = self.result.parts
@@ -204,6 +216,11 @@ class _Compiler:
         return template
 
     def expression(self, pointer: str, raw: str) -> Expression | None:
+        self.allowance.expression_characters -= len(raw)
+        if self.allowance.expression_characters < 0:
+            detail = f"all expressions together have more than {EXPRESSION_CHARACTERS_MAX} characters"
+            self.problems.add(pointer, "expressions_too_long", detail)
+            return None
         try:
             expression = compile_expression(raw)
         except ExpressionError as error:

@@ -44,9 +44,7 @@ def scan_path(text: str, start: int) -> tuple[Path, int]:
             break
         position = end + 1
     if segments[0] not in ROOTS:
-        raise ExpressionError(
-            start, f"unknown name {segments[0][:64]!r}: paths begin with {', '.join(ROOTS)}"
-        )
+        raise ExpressionError(start, f"unknown name {segments[0][:64]!r}: paths begin with {', '.join(ROOTS)}")
     if segments == ["nodes"]:
         raise ExpressionError(start, "'nodes' needs a node id")
     if len(segments) > SEGMENTS_MAX:

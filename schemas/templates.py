@@ -182,9 +182,7 @@ def text_value(template: Template) -> Value:
 
 def object_value(members: dict[str, Value]) -> Value:
     """The values put together to one object."""
-    return _container(
-        dict(members), tuple(members.values()), {key: each.source for key, each in members.items()}
-    )
+    return _container(dict(members), tuple(members.values()), {key: each.source for key, each in members.items()})
 
 
 def _spent(value: Any, budget: Budget | None) -> Any:
@@ -207,10 +205,7 @@ def _compile(value: Any, pointer: str, depth: int, errors: list[TemplateError]) 
         items = [_compile(item, f"{pointer}/{at}", depth + 1, errors) for at, item in enumerate(value)]
         return _container(items, tuple(items), value)
     if isinstance(value, dict):
-        members = {
-            key: _compile(item, f"{pointer}/{_escaped(key)}", depth + 1, errors)
-            for key, item in value.items()
-        }
+        members = {key: _compile(item, f"{pointer}/{_escaped(key)}", depth + 1, errors) for key, item in value.items()}
         return _container(members, tuple(members.values()), value)
     return _constant(value)
 

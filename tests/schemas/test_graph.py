@@ -105,7 +105,7 @@ class Literal:
         return {place for at, pair in enumerate(self.pairs) if pair[0] == node for place in self.beyond(at)}
 
     def beyond(self, at: int) -> Iterator[int]:
-        source, target = self.pairs[at]
+        target = self.pairs[at][1]
         if at not in self.back:
             yield target
             return
@@ -254,8 +254,8 @@ def test_nested_loops() -> None:
     program = program_of("sa ab bc cb ca cd", heads="ab")
     a, b, c, d, s = range(5)
     outer, inner = program.loops
-    assert (outer.head, outer.body, outer.parent, outer.depth) == (a, {a, b, c}, None, 1)
-    assert (inner.head, inner.body, inner.parent, inner.depth) == (b, {b, c}, 0, 2)
+    assert (outer.head, set(outer.body), outer.parent, outer.depth) == (a, {a, b, c}, None, 1)
+    assert (inner.head, set(inner.body), inner.parent, inner.depth) == (b, {b, c}, 0, 2)
     assert program.nodes[c].loops == (0, 1)
     repeat_outer, leave = program.edges[4], program.edges[5]
     assert (repeat_outer.back_of, repeat_outer.exits) == (0, (1,))
@@ -303,7 +303,11 @@ def test_latest_names_the_looping_nodes_that_are_read() -> None:
     dsl = {
         "nodes": [
             {"id": "start", "type": "start"},
-            {"id": "a", "type": "template-transform", "config": {"allow_loop": True, "template": "{{nodes.start.text}}"}},
+            {
+                "id": "a",
+                "type": "template-transform",
+                "config": {"allow_loop": True, "template": "{{nodes.start.text}}"},
+            },
             {"id": "b", "type": "if-else", "config": {"expression": "nodes.a.output.x > 1"}},
         ],
         "edges": [

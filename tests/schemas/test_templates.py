@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.functions import EvaluationError
 from schemas.templates import (
+    Template,
     TemplateError,
     Value,
     compile_json_template,
@@ -116,7 +117,7 @@ def test_text_is_at_most_one_mebibyte() -> None:
 
 def test_what_has_no_json_form_is_an_error() -> None:
     for value in (float("nan"), [2**70], "\ud800", {"a": b"bytes"}):
-        scope = {"state": {"bad": [value]}}
+        scope: dict[str, Any] = {"state": {"bad": [value]}}
         if isinstance(value, float):
             scope = {"state": {"bad": value}}
         with pytest.raises(EvaluationError):
@@ -203,16 +204,22 @@ def test_values_put_together() -> None:
 # Any text, any value
 
 
+def compiled_or_refused(text: str) -> Template | TemplateError:
+    try:
+        return compile_template(text)
+    except TemplateError as error:
+        return error
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40) | st.text("{} state.nodes-ab0\n", max_size=40))
 def test_any_text_compiles_or_is_refused_with_a_position(text: str) -> None:
-    try:
-        template = compile_template(text)
-    except TemplateError as error:
-        assert 0 <= error.position <= len(text)
-        return
-    template.render(SCOPE)
-    template.value(SCOPE)
+    template = compiled_or_refused(text)
+    if isinstance(template, TemplateError):
+        assert 0 <= template.position <= len(text)
+    else:
+        template.render(SCOPE)
+        template.value(SCOPE)
 
 
 PIECES = st.lists(
