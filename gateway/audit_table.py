@@ -1,0 +1,47 @@
+"""The table of request audits (operational: written by the gateway, folded from nothing)."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from gateway.ports import AuditRecord
+from infra.db import Instant, TableSpec, metadata, table_spec, uuid_column
+
+AUDIT_TABLE = sa.Table(
+    "gateway_request_audit",
+    metadata,
+    uuid_column("id", primary_key=True),
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("api_key_id", sa.Text),
+    sa.Column("user_id", sa.Text),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("status_code", sa.SmallInteger, nullable=False),
+    sa.Column("duration_ms", sa.Double, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
+)
+AUDITS: TableSpec = table_spec(AUDIT_TABLE, AuditRecord, mutable=())
+AUDIT_COLUMNS = tuple(column.name for column in AUDIT_TABLE.columns)
+
+STATS_SQL = f"""
+with chosen as (select * from {AUDIT_TABLE.name} where created_at >= $1),
+routes as (
+  select route, method, count(*) as requests, count(*) filter (where status_code >= 500) as failed,
+         avg(duration_ms) as mean, percentile_cont(0.95) within group (order by duration_ms) as p95
+  from chosen group by route, method
+)
+select json_build_object(
+  'requests', (select count(*) from chosen),
+  'by_status', (select coalesce(json_object_agg(status_code, n), '{{}}') from
+                (select status_code, count(*) as n from chosen group by status_code) s),
+  'mean_duration_ms', (select avg(duration_ms) from chosen),
+  'p95_duration_ms', (select percentile_cont(0.95) within group (order by duration_ms) from chosen),
+  'routes', (select coalesce(json_agg(json_build_object(
+      'method', method, 'route', route, 'requests', requests, 'failed', failed,
+      'mean_duration_ms', mean, 'p95_duration_ms', p95) order by requests desc, route, method), '[]')
+             from (select * from routes order by requests desc limit 100) r)
+)::text
+"""

@@ -1,0 +1,116 @@
+"""What the gateway needs of the world: a bus to send commands on, and tables to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from infra.db import TableSpec
+from projections.access import ApiKey
+from schemas.envelope import Headers
+
+
+class CommandBus(Protocol):
+    async def send(self, topic: str, partition: int, key: str | None, headers: Headers, body: bytes) -> None:
+        """Produce a record and return once all replicas have it. Raises bus.producer.BusUnavailable."""
+
+
+class DatabaseUnavailable(Exception):
+    """Postgres does not answer, or not in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command: status succeeded, rejected or failed; body is the result or the problem."""
+
+    command_id: str
+    status: str
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a row must be, said in SQL and in Python."""
+
+    sql: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: rows where every column equals its value, after the cursor's row, in `order`.
+
+    `order` names the columns sorted by, ending with `id`.
+    """
+
+    spec: TableSpec
+    order: tuple[str, ...]
+    limit: int
+    descending: bool = True
+    equal: Mapping[str, Any] = field(default_factory=dict)
+    where: tuple[Condition, ...] = ()
+    after: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node run of a manual run that waits for its turn."""
+
+    node_run_id: str
+    run_id: str
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One request, as kept for the tenant's audits. `tenant_id` is empty if the caller had none."""
+
+    id: str
+    tenant_id: str
+    api_key_id: str | None
+    user_id: str | None
+    method: str
+    path: str
+    route: str
+    status_code: int
+    duration_ms: float
+    request_id: str
+    created_at: float
+
+
+class Reads(Protocol):
+    """Queries. Each sees one tenant's rows only, but for those that say otherwise.
+
+    All raise DatabaseUnavailable.
+    """
+
+    async def one(self, tenant_id: str, spec: TableSpec, id: str) -> Any | None:
+        """The row with this id."""
+
+    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+        """Up to `page.limit` rows."""
+
+    async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None: ...
+
+    async def step_in_flight(self, tenant_id: str, run_id: str) -> bool:
+        """Whether a node run of this run may be claimed or is being executed."""
+
+    async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
+        """Node runs that wait for a worker's call, oldest first; of all tenants if None."""
+
+    async def tenant_of(self, table: str, id: str) -> str | None:
+        """Whose row that is, over all tenants."""
+
+    async def api_key(self, id: str) -> ApiKey | None:
+        """The key with this id, over all tenants."""
+
+    async def any_api_key(self) -> bool:
+        """Whether any key was ever made, over all tenants."""
+
+    async def write_audit(self, records: Sequence[AuditRecord]) -> None:
+        """Store audit records, each under its own tenant."""
+
+    async def audit_stats(self, tenant_id: str, since: float) -> Mapping[str, Any]: ...
+
+    async def ping(self) -> None: ...

@@ -1,0 +1,8 @@
+"""All routes of the gateway."""
+
+from __future__ import annotations
+
+from gateway import api_keys, catalog, platform, runtime
+from gateway.routing import Route
+
+ROUTES: tuple[Route, ...] = (*runtime.ROUTES, *catalog.ROUTES, *platform.ROUTES, *api_keys.ROUTES)
