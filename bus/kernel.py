@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 
@@ -57,6 +57,9 @@ class Steps(Protocol):
 
     def start(self, row: Any, lane: Lane) -> None:
         """Execute a leased step whose lease is committed."""
+
+    def give_back(self, row: Any) -> None:
+        """A leased step whose lease was not committed."""
 
 
 class Ingress(Protocol):
@@ -133,6 +136,9 @@ class Kernel:
         self._defences = defences or Defences()
         self._immutable = immutable_facts
         self._facts: dict[Key, Any] = {}
+        self._rows_per: dict[str, float] = {}
+        self._started: list[tuple[Any, Lane]] = []
+        self._hints: list[Out] = []
 
     # --- lanes -----------------------------------------------------------------------------------------------
 
@@ -178,8 +184,27 @@ class Kernel:
         A lane that is lost, stopped or in doubt is released: its records are dropped and come again from its
         next offset. Raises Unavailable when the store did not take the batch after several tries.
         """
-        batch = self._mine(records)
+        for chunk in self._chunks(self._mine(records)):
+            await self._handle(chunk)
+
+    def _chunks(self, batch: list[Incoming]) -> Iterable[list[Incoming]]:
+        """Split a batch so that each part writes about `rows_max` rows at most, by what such commands wrote lately."""
+        start, rows = 0, 0.0
+        for index, record in enumerate(batch):
+            rows += self._rows_per.get(_type_of(record), 1.0)
+            if rows > self.limits.rows_max and index > start:
+                yield batch[start:index]
+                start, rows = index, 0.0
+        if start < len(batch):
+            yield batch[start:]
+
+    def _learn(self, type: str, rows: int) -> None:
+        known = self._rows_per.get(type, 1.0)
+        self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
+
+    async def _handle(self, batch: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):
+            batch = [record for record in batch if record.lane in self.lanes]
             if not batch:
                 return
             try:
@@ -198,7 +223,6 @@ class Kernel:
                     raise
                 log.warning("the store is not available, trying again: %s", error)
                 await asyncio.sleep(pause)
-            batch = [record for record in batch if record.lane in self.lanes]
 
     def _mine(self, records: Sequence[Incoming]) -> list[Incoming]:
         """Those records that their lanes expect next; others are late, or come again."""
@@ -207,10 +231,8 @@ class Kernel:
             lane = self.lanes.get(record.lane)
             if lane is None or not lane.usable:
                 continue
-            if record.offset >= 0:
-                if record.offset < lane.polled:
-                    continue
-                lane.polled = record.offset + 1
+            if record.offset >= 0 and not lane.takes(record.offset):
+                continue
             batch.append(record)
         return batch
 
@@ -249,6 +271,7 @@ class Kernel:
     async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
         plan = Plan(self._partitions, self._specs, self._reactions)
         plan.facts = dict(self._facts)
+        self._started = []
         try:
             accepted = self._accept(plan, batch, poison)
             admitting = [each for each in accepted if self._must_admit(each)]
@@ -270,6 +293,8 @@ class Kernel:
                 self._finish(plan)
                 await self.store.write(plan.writes)
         except BaseException:
+            for row, _ in self._started:
+                cast(Steps, self._steps).give_back(row)
             for lane_id, aggregate_id in plan.touched:
                 if lane_id in self.lanes:
                     self.lanes[lane_id].forget(aggregate_id)
@@ -277,11 +302,7 @@ class Kernel:
         self._committed(plan)
 
     def _advances(self, plan: Plan, batch: Sequence[Incoming]) -> list[Advance]:
-        lanes = {record.lane: self.lanes[record.lane] for record in batch}
-        return [
-            Advance(lane.id, lane.epoch, lane.next_offset, lane.next_offset, lane.position, lane.sent)
-            for lane in lanes.values()
-        ]
+        return [_standing(self.lanes[id]) for id in {record.lane for record in batch}]
 
     # --- decoding --------------------------------------------------------------------------------------------
 
@@ -291,6 +312,11 @@ class Kernel:
         for record in batch:
             lane = self.lanes[record.lane]
             if not lane.usable:
+                continue
+            if record.decoded is not None and poison is None:
+                envelope, command = record.decoded
+                accepted.append(Accepted(lane, -1, command, envelope, record.key_text, record))
+                plan.advance(lane, -1)
                 continue
             try:
                 envelope = decode_headers(record.headers)
@@ -356,7 +382,7 @@ class Kernel:
         topic = INGRESS if lane.ingress else COMMANDS
         found = _lenient(record)
         letter = DeadLetter(
-            id=derive(lane_namespace(lane.id), f"{record.offset}"),
+            id=derive(lane_namespace(lane.id), f"{record.offset}:{found.id}"),
             tenant_id=found.tenant_id,
             topic=topic,
             partition=lane.id - 10_000 if lane.ingress else lane.id,
@@ -465,8 +491,10 @@ class Kernel:
         )
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         view = View(aggregate, plan.facts, self._specs, plan.held, self.owner)
+        before = plan.rows_made
         try:
             plan.decide(accepted, domain, meta, view)
+            self._learn(command.type, plan.rows_made - before)
         except Missing:
             raise
         except Rejected as refusal:
@@ -543,8 +571,8 @@ class Kernel:
     # --- writing and sending ---------------------------------------------------------------------------------
 
     def _finish(self, plan: Plan) -> None:
-        self._started: list[tuple[Any, Lane]] = []
-        self._hints: list[Out] = []
+        self._started = []
+        self._hints = []
         at = self._clock.now()
         for (kind, _), row in plan.rows:
             test = self._claimable.get(kind)
@@ -580,6 +608,28 @@ class Kernel:
         for made in plan.made.values():
             made.lane.shrink()
 
+    async def fire_timers(self) -> None:
+        """Move the due timers of our lanes to their outbox and send them. Raises as `handle` does."""
+        lanes = [lane for lane in self.lanes.values() if lane.usable and not lane.ingress]
+        due = await self.store.due_lanes([lane.id for lane in lanes])
+        if not due:
+            return
+        plan = Plan(self._partitions, self._specs, self._reactions)
+        try:
+            async with self.store.unit() as unit:
+                await unit.lock([_standing(self.lanes[id]) for id in due])
+                for out in await unit.due_timers(due):
+                    plan.send(self.lanes[out.lane], out)
+                if plan.made:
+                    self._finish(plan)
+                    await unit.save(plan.writes)
+        except Fenced as fenced:
+            self._give_up(fenced.lanes, "fenced")
+        except Unknown as unknown:
+            self._give_up(due, str(unknown))
+        else:
+            self._committed(plan)
+
     async def settle(self) -> None:
         """Wait for what is being sent, and drain the lanes whose sends failed. Raises SendFailed if that fails too."""
         for lane in list(self.lanes.values()):
@@ -590,6 +640,16 @@ class Kernel:
     def failed_lanes(self) -> list[Lane]:
         """Lanes with a failed send: they must be drained before they go on."""
         return [lane for lane in self.lanes.values() if not lane.settle()]
+
+
+def _standing(lane: Lane) -> Advance:
+    return Advance(lane.id, lane.epoch, lane.next_offset, lane.next_offset, lane.position, lane.sent)
+
+
+def _type_of(record: Incoming) -> str:
+    if record.decoded is not None:
+        return record.decoded[1].type
+    return _text(next((value for name, value in record.headers if name == "ce_type"), b""))[:64]
 
 
 def lane_namespace(lane: int) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict, deque
 
 from bus.rows import Aggregate
 from bus.store import Claimed
 
+log = logging.getLogger("agent_platform.kernel")
+
+GAPS_MAX = 5
 INGRESS_BASE = 10_000
 """Lane ids: a partition of `commands` is its own number, one of `ingress` this much more."""
 
@@ -31,6 +35,8 @@ class Lane:
         self.position = claimed.position
         self.sent = claimed.sent
         self.trimmed = claimed.sent
+        self.gaps = 0
+        self.gap = False
         self.lost = False
         self.stopped = ""
         self.handled = 0
@@ -46,6 +52,23 @@ class Lane:
     @property
     def usable(self) -> bool:
         return not self.lost and not self.stopped
+
+    def takes(self, offset: int) -> bool:
+        """Whether this is the next offset. One beyond it was fetched before a seek: the worker seeks again.
+
+        Our topics have no holes; if one shows up all the same, it is believed after GAPS_MAX fetches in a row.
+        """
+        if offset < self.polled:
+            return False
+        if offset > self.polled:
+            self.gap = True
+            if self.gaps < GAPS_MAX:
+                return False
+            log.error("lane %d: offsets %d to %d do not exist", self.id, self.polled, offset - 1)
+        self.polled = offset + 1
+        self.gaps = 0
+        self.gap = False
+        return True
 
     def aggregate(self, id: str) -> Aggregate:
         found = self.aggregates.get(id)

@@ -128,6 +128,10 @@ class Plan:
         self.sends: list[Out] = []
         self.events: list[Recorded] = []
 
+    @property
+    def rows_made(self) -> int:
+        return len(self._new) + len(self._changed) + len(self.events)
+
     def lane(self, lane: Lane) -> _Made:
         made = self.made.get(lane.id)
         if made is None:

@@ -77,7 +77,7 @@ class _Part:
 
 
 def _unnest(types: Sequence[str]) -> str:
-    return "unnest(" + ", ".join("{%d}::%s[]" % pair for pair in enumerate(types)) + ")"
+    return "unnest(" + ", ".join(f"{{{index}}}::{name}[]" for index, name in enumerate(types)) + ")"
 
 
 def _column_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
@@ -269,6 +269,11 @@ _STORED_OUTCOMES = """SELECT command_id, tenant_id, type, fingerprint, status, b
 FROM command_outcome WHERE command_id = ANY($1::uuid[])"""
 _CLAIM = """UPDATE lane SET epoch = epoch + 1, owner = $2, claimed_at = clock_timestamp(), stopped = ''
 WHERE id = ANY($1::int2[]) RETURNING id, epoch, next_offset, position, sent"""
+_DUE_LANES = """SELECT lane FROM unnest($1::int2[]) AS u(lane)
+WHERE EXISTS (SELECT FROM timer t WHERE t.lane = u.lane AND t.due_at <= clock_timestamp())"""
+_DUE_TIMERS = """DELETE FROM timer WHERE id = ANY(ARRAY(
+  SELECT id FROM timer WHERE lane = ANY($1::int2[]) AND due_at <= clock_timestamp() ORDER BY due_at LIMIT 300))
+RETURNING lane, 'commands', partition, key, headers, body, tenant_id, due_at"""
 _UNSENT_EVENTS = """SELECT aggregate_id, seq, lane, position, type, tenant_id, at, actor, correlation_id, causation_id,
 traceparent, data FROM event WHERE lane = $1 AND position > $2 ORDER BY position"""
 _UNSENT_OUTBOX = """SELECT lane, position, topic, partition, key, headers, body, tenant_id
@@ -351,6 +356,22 @@ class PostgresStore:
         return [_logged(row) for row in events], [
             Out(lane, row[1], row[2], row[3], row[4], load_headers(row[5]), row[6], row[7]) for row in outs
         ]
+
+    async def due_lanes(self, lanes: Sequence[int]) -> list[int]:
+        async with self._connection() as connection:
+            with _errors():
+                return [row[0] for row in await connection.fetch(_DUE_LANES, sorted(lanes))]
+
+    async def restarted(self, lanes: Sequence[int], epochs: Sequence[int]) -> list[int]:
+        async with self._connection() as connection:
+            with _errors():
+                rows = await connection.fetch(
+                    "SELECT l.id FROM unnest($1::int2[], $2::int8[]) AS u(id, epoch) JOIN lane l USING (id)"
+                    " WHERE l.epoch > u.epoch",
+                    lanes,
+                    epochs,
+                )
+                return [row[0] for row in rows]
 
     async def stop(self, lane: int, epoch: int, reason: str) -> None:
         async with self._connection() as connection:
@@ -449,6 +470,12 @@ class PostgresUnit:
 
     async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
         return await self._select(spec, f"{spec.parent} = ANY($1::uuid[]) AND ({spec.live_sql})", parents)
+
+    async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
+        with _errors():
+            rows = await self.connection.fetch(_DUE_TIMERS, sorted(lanes))
+        ordered = sorted(rows, key=lambda row: row["due_at"])
+        return [Out(r[0], 0, r[1], r[2], r[3], load_headers(r[4]), r[5], r[6]) for r in ordered]
 
     async def save(self, writes: Writes) -> None:
         with _errors():

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from bus.decider import Recorded
 from infra.db import TableSpec
-from schemas.envelope import Headers
+from schemas.envelope import Envelope, Headers
+from schemas.messages import Command
 
 
 class Fenced(Exception):
@@ -38,7 +39,10 @@ class SendFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows."""
+    """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows.
+
+    `decoded`: what is known of its headers and body without decoding them.
+    """
 
     lane: int
     offset: int
@@ -46,6 +50,11 @@ class Incoming:
     headers: Sequence[tuple[str, bytes]]
     body: bytes
     timestamp: float = 0.0
+    decoded: tuple[Envelope, Command] | None = None
+
+    @property
+    def key_text(self) -> str:
+        return (self.key or b"").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +184,9 @@ class Unit(Protocol):
     async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
         """All live rows of these aggregates, likewise."""
 
+    async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
+        """Take away the due timers of these lanes, the longest due first, at most 300."""
+
     async def save(self, writes: Writes) -> None:
         """Write everything. Raises Fenced."""
 
@@ -191,6 +203,12 @@ class Store(Protocol):
 
     async def unsent(self, lane: int, sent: int) -> tuple[list[Logged], list[Out]]:
         """What the lane made and has not been told is on Kafka, in order of position."""
+
+    async def due_lanes(self, lanes: Sequence[int]) -> list[int]:
+        """Those of these lanes that have a timer due."""
+
+    async def restarted(self, lanes: Sequence[int], epochs: Sequence[int]) -> list[int]:
+        """Those whose epoch an operator has raised since."""
 
     async def stop(self, lane: int, epoch: int, reason: str) -> None:
         """Note why a lane stands still."""

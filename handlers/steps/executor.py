@@ -1,0 +1,186 @@
+"""Executing steps that no worker took itself: claim, execute, store the answer, tell the lane."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+import asyncpg
+
+from bus.store import Log, Out, SendFailed
+from handlers.steps.leases import Lapsed, Leases, RunOf
+from handlers.steps.pool import Result, StepPool
+from projections.runtime import NodeRun
+from schemas import registry
+from schemas.envelope import Envelope
+from schemas.graph import Program
+from schemas.messages import Command, derive
+from schemas.runtime import ExpireLease
+from schemas.topics import COMMANDS, partition_of
+
+log = logging.getLogger("agent_platform.steps")
+
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+ProgramById = Callable[[str], Awaitable[Program]]
+
+
+class Executor:
+    """Claims ready steps of its pool's kinds while there is room. `wake()`: a hint says that some are ready.
+
+    A claim is one statement, and so is storing answers; the record to the lane follows, and if it is lost the
+    lane's sweeper finds the stored answer.
+    """
+
+    def __init__(
+        self, pool: StepPool, leases: Leases, out: Log, program: ProgramById, *, poll_seconds: float = 0.5
+    ) -> None:
+        self._pool = pool
+        self._leases = leases
+        self._log = out
+        self._program = program
+        self._poll_seconds = poll_seconds
+        self._hinted = asyncio.Event()
+        self._finished: list[tuple[Result, asyncio.Future[None]]] = []
+        self._storing: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        self._hinted.set()
+
+    async def run(self) -> None:
+        """Claim until cancelled."""
+        while True:
+            claimed = 0
+            try:
+                for kind in self._pool.kinds:
+                    room = self._pool.room(kind)
+                    if room > 0:
+                        claimed += await self._claim(kind, min(room, 100))
+            except DATABASE_ERRORS as error:
+                log.warning("claiming steps waits for Postgres: %s", error)
+            if not claimed:
+                self._hinted.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hinted.wait(), self._poll_seconds)
+
+    async def _claim(self, kind: str, count: int) -> int:
+        claimed = await self._leases.claim(kind, count)
+        for row, run in claimed:
+            await self._start(row, run)
+        return len(claimed)
+
+    async def _start(self, row: NodeRun, run: RunOf) -> None:
+        program = await self._program(run.version_id)
+        self._pool.take(row.kind)
+        self._pool.start(row, program.nodes[program.by_id[row.node_id]], run.traceparent, run.correlation_id)
+
+    async def deliver(self, result: Result) -> None:
+        """Store an answer and send it; what comes together is stored together."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._finished.append((result, future))
+        if self._storing is None or self._storing.done():
+            self._storing = asyncio.ensure_future(self._store())
+        await future
+
+    async def _store(self) -> None:
+        while self._finished:
+            batch, self._finished = self._finished, []
+            results = [result for result, _ in batch]
+            try:
+                await self._store_batch(results)
+            except (*DATABASE_ERRORS, SendFailed) as error:
+                log.warning("answers of %d steps could not be stored or sent: %s", len(batch), error)
+            for _, future in batch:
+                if not future.done():
+                    future.set_result(None)
+
+    async def _store_batch(self, results: Sequence[Result]) -> None:
+        accepted = await self._leases.finish([
+            (result.row.id, result.row.lease_token, _stored(result)) for result in results
+        ])  # fmt: skip
+        await self._log.publish([result.out for result in results if result.row.id in accepted])
+
+
+def _stored(result: Result) -> bytes:
+    return result.command.type.encode() + b"\n" + result.out.body
+
+
+class Heartbeats:
+    """Renews the leases of steps that take long; withdraws those that are no longer ours."""
+
+    def __init__(self, pool: StepPool, leases: Leases, seconds: float) -> None:
+        self._pool = pool
+        self._leases = leases
+        self._seconds = seconds
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            held = self._pool.renewable(self._seconds / 2)
+            if not held:
+                continue
+            started = time.monotonic()
+            try:
+                status = await self._leases.renew([h.row.id for h in held], [h.row.lease_token for h in held])
+            except DATABASE_ERRORS as error:
+                log.warning("leases were not renewed: %s", error)
+                continue
+            for each in held:
+                if each.row.id not in status:
+                    self._pool.withdraw(each, cancelled=False)
+                elif status[each.row.id] == "cancelling":
+                    self._pool.withdraw(each, cancelled=True)
+                else:
+                    self._pool.renewed(each, started)
+
+
+class Sweeper:
+    """For the lanes this process owns: tells them of leases that ran out and of answers that they did not hear."""
+
+    def __init__(
+        self, leases: Leases, out: Log, lanes: Callable[[], Sequence[int]], partitions: int, seconds: float = 1.0
+    ) -> None:
+        self._leases = leases
+        self._log = out
+        self._lanes = lanes
+        self._partitions = partitions
+        self._seconds = seconds
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            lanes = self._lanes()
+            if not lanes:
+                continue
+            try:
+                expired = await self._leases.expired(lanes)
+                unheard = await self._leases.unheard(lanes)
+                records = [self._record(row, _expiry(row), "expire") for row in expired]
+                records += [self._record(row, _answer(row), "result") for row in unheard]
+                if records:
+                    await self._log.publish(records)
+            except (*DATABASE_ERRORS, SendFailed) as error:
+                log.warning("the sweep of leases waits: %s", error)
+
+    def _record(self, row: Lapsed, command: Command, what: str) -> Out:
+        envelope = Envelope(
+            id=derive(row.id, f"{what}:{row.lease_token}"),
+            type=command.type,
+            tenant_id=row.tenant_id,
+            subject=row.run_id,
+            correlation_id=row.correlation_id,
+            causation_id=row.id,
+            traceparent=row.traceparent,
+        )
+        partition = partition_of(row.run_id, self._partitions)
+        return Out(-1, 0, COMMANDS, partition, row.run_id, envelope.headers(), command.encode(), row.tenant_id)
+
+
+def _expiry(row: Lapsed) -> Command:
+    return ExpireLease(run_id=row.run_id, node_run_id=row.id, lease_token=row.lease_token)
+
+
+def _answer(row: Lapsed) -> Command:
+    name, body = (row.result or b"").split(b"\n", 1)
+    return registry.decode_command(name.decode(), body, trusted=True)

@@ -1,0 +1,225 @@
+"""Executing steps: leases on a bounded number, heartbeats, time-outs, results as commands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bus.store import Incoming, Out
+from handlers.steps.port import Performers, StepCall, StepFailed
+from projections.runtime import NodeRun
+from schemas.envelope import Envelope
+from schemas.graph import Node
+from schemas.messages import derive
+from schemas.runtime import CompleteNode, FailNode, Failure
+from schemas.topics import COMMANDS, partition_of
+
+log = logging.getLogger("agent_platform.steps")
+
+MESSAGE_CHARACTERS_MAX = 2_000
+
+
+@dataclass(slots=True)
+class Held:
+    """A step this process executes. `until`: by our monotonic clock, when its lease runs out."""
+
+    row: NodeRun
+    node: Node
+    traceparent: str
+    correlation_id: str
+    until: float
+    since: float
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a step answered, ready for its lane: the record, and the command it holds."""
+
+    row: NodeRun
+    command: CompleteNode | FailNode
+    out: Out
+    incoming: Incoming
+
+
+class StepPool:
+    """Executes leased steps concurrently.
+
+    `capacity` bounds each kind of step. `deliver(result)` is called once per step, when it has an answer and its
+    lease still holds by our own clock; a step whose lease has run out is dropped: somebody else repeats it.
+    """
+
+    def __init__(
+        self,
+        performers: Performers,
+        capacity: dict[str, int],
+        *,
+        owner: str,
+        partitions: int,
+        deliver: Callable[[Result], Awaitable[None]],
+        lease_seconds: float = 8.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.owner = owner
+        self.lease_seconds = lease_seconds
+        self.performers = performers
+        self._capacity = capacity
+        self._partitions = partitions
+        self.deliver = deliver
+        self._now = now
+        self._room = dict(capacity)
+        self.held: dict[str, Held] = {}
+
+    def room(self, kind: str) -> int:
+        return self._room.get(kind, 0) if kind in self.performers else 0
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in self.performers if self._capacity.get(kind)]
+
+    def lease(self, row: NodeRun, at: float) -> NodeRun | None:
+        """The row leased to us from database time `at` on, or None if there is no room for its kind."""
+        if self.room(row.kind) <= 0:
+            return None
+        self._room[row.kind] -= 1
+        deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
+        return replace(
+            row, leased_by=self.owner, lease_until=at + self.lease_seconds, started_at=at, deadline_at=deadline
+        )
+
+    def take(self, kind: str) -> None:
+        """Room for a step that was claimed in Postgres."""
+        self._room[kind] -= 1
+
+    def give_back(self, row: NodeRun) -> None:
+        """A lease that was not committed."""
+        self._room[row.kind] += 1
+
+    def start(self, row: NodeRun, node: Node, traceparent: str, correlation_id: str) -> None:
+        """Execute a step whose lease is committed."""
+        now = time.monotonic()
+        held = Held(row, node, traceparent, correlation_id, now + self.lease_seconds - 0.5, now)
+        self.held[row.id] = held
+        held.task = asyncio.ensure_future(self._execute(held))
+
+    def renewable(self, older_than_seconds: float) -> list[Held]:
+        now = time.monotonic()
+        return sorted(
+            (held for held in self.held.values() if now - held.since >= older_than_seconds), key=lambda h: h.row.id
+        )
+
+    def renewed(self, held: Held, started: float) -> None:
+        held.until = started + self.lease_seconds - 0.5
+
+    def withdraw(self, held: Held, *, cancelled: bool) -> None:
+        """Stop a step: its run is being cancelled, which it then answers; or its lease is somebody else's."""
+        held.cancelled = cancelled
+        if held.task is not None:
+            held.task.cancel()
+
+    async def stop(self, seconds: float) -> None:
+        """Let steps under way finish for so long; the others are repeated elsewhere when their leases run out."""
+        tasks = [held.task for held in self.held.values() if held.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
+
+    async def _execute(self, held: Held) -> None:
+        row = held.row
+        started_at = self._now()
+        try:
+            command = await self._answer(held, started_at)
+            if time.monotonic() < held.until:
+                await self.deliver(self.result(held, command))
+            else:
+                log.warning("the lease of step %s ran out before its answer", row.id)
+        except asyncio.CancelledError:
+            log.info("step %s is withdrawn", row.id)
+            if held.cancelled:
+                stopped = StepFailed("cancelled", "the run is being cancelled", retryable=False)
+                await self.deliver(self.result(held, self._failed(_names(row), started_at, stopped)))
+        except Exception:
+            log.exception("the answer of step %s could not be delivered", row.id)
+        finally:
+            if self.held.get(row.id) is held:
+                del self.held[row.id]
+            self._room[row.kind] += 1
+
+    async def _answer(self, held: Held, started_at: float) -> CompleteNode | FailNode:
+        row = held.row
+        call = StepCall(
+            node_run_id=row.id,
+            run_id=row.run_id,
+            tenant_id=row.tenant_id,
+            node_id=row.node_id,
+            attempt=row.attempt,
+            config=held.node.config,
+            input=row.input or {},
+            timeout_seconds=row.timeout_seconds,
+            traceparent=held.traceparent,
+        )
+        names = _names(row)
+        perform = self.performers[row.kind]
+        try:
+            if row.timeout_seconds:
+                async with asyncio.timeout(row.timeout_seconds):
+                    result = await perform(call)
+            else:
+                result = await perform(call)
+        except StepFailed as failed:
+            return self._failed(names, started_at, failed)
+        except TimeoutError:
+            return self._failed(names, started_at, StepFailed("timeout", f"no answer in {row.timeout_seconds} s"))
+        except Exception as defect:
+            log.exception("executing a %s step failed", row.kind)
+            return self._failed(names, started_at, StepFailed("step_error", f"{type(defect).__name__}: {defect}"))
+        return CompleteNode(
+            **names,
+            output=result.output,
+            output_text=result.text,
+            started_at=started_at,
+            ended_at=self._now(),
+            worker=self.owner,
+        )
+
+    def _failed(self, names: dict[str, Any], started_at: float, failed: StepFailed) -> FailNode:
+        return FailNode(
+            **names,
+            error=Failure(code=failed.code, message=failed.message[:MESSAGE_CHARACTERS_MAX]),
+            retryable=failed.retryable,
+            output=failed.output,
+            output_text=failed.text,
+            started_at=started_at,
+            ended_at=self._now(),
+            worker=self.owner,
+        )
+
+    def result(self, held: Held, command: CompleteNode | FailNode) -> Result:
+        row = held.row
+        envelope = Envelope(
+            id=derive(row.id, f"result:{row.lease_token}"),
+            type=command.type,
+            tenant_id=row.tenant_id,
+            subject=row.run_id,
+            correlation_id=held.correlation_id,
+            causation_id=row.id,
+            traceparent=held.traceparent,
+        )
+        body = command.encode()
+        headers = envelope.headers()
+        partition = partition_of(row.run_id, self._partitions)
+        out = Out(-1, 0, COMMANDS, partition, row.run_id, headers, body, row.tenant_id)
+        key = row.run_id.encode()
+        return Result(row, command, out, Incoming(row.lane, -1, key, headers, body, decoded=(envelope, command)))
+
+
+
+
+def _names(row: NodeRun) -> dict[str, Any]:
+    return {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token}

@@ -1,0 +1,73 @@
+"""The database as the roles find it: migrated, its lanes made, its partition counts those of the topics."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from bus.lanes import INGRESS_BASE
+from outbox.tables import LANE
+from schemas.topics import COMMANDS, INGRESS
+
+MIGRATION_LOCK = 7_304_201
+"""Key of the advisory lock under which migrations run."""
+
+
+async def migrate(url: str, commands: int, ingress: int) -> None:
+    """Bring the schema to the newest revision and make the lanes. `url`: postgresql+asyncpg://…"""
+    engine = create_async_engine(url)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            await connection.run_sync(_upgrade)
+            await connection.execute(
+                sa.text(
+                    "INSERT INTO lane (id, topic, partition) SELECT p, :topic, p FROM generate_series(0, :last) AS p"
+                    " ON CONFLICT DO NOTHING"
+                ),
+                {"topic": COMMANDS, "last": commands - 1},
+            )
+            await connection.execute(
+                sa.text(
+                    "INSERT INTO lane (id, topic, partition) SELECT :base + p, :topic, p"
+                    " FROM generate_series(0, :last) AS p ON CONFLICT DO NOTHING"
+                ),
+                {"base": INGRESS_BASE, "topic": INGRESS, "last": ingress - 1},
+            )
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def recorded_partitions(url: str) -> dict[str, int]:
+    """How many lanes each consumed topic has in Postgres."""
+    engine = create_async_engine(url)
+    try:
+        async with engine.connect() as connection:
+            rows = await connection.execute(sa.select(LANE.c.topic, sa.func.count()).group_by(LANE.c.topic))
+            return {topic: count for topic, count in rows}
+    finally:
+        await engine.dispose()
+
+
+async def wait_for_schema(url: str, seconds: float = 30.0) -> None:
+    """Wait until the lanes are there. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                if await recorded_partitions(url):
+                    return
+            except (sa.exc.SQLAlchemyError, OSError):
+                pass
+            await asyncio.sleep(0.2)

@@ -1,0 +1,338 @@
+"""The composition root: every role is put together here, and only here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer
+
+from bus import postgres
+from bus.kernel import Kernel, Limits
+from bus.lanes import Lane
+from bus.plan import Partitions
+from bus.postgres import PostgresStore, load_row
+from bus.producer import Producer
+from bus.store import Out
+from bus.worker import DatabaseClock, Worker
+from gateway import server
+from handlers import access, catalog
+from handlers.ingress import IngressRules
+from handlers.programs import Programs
+from handlers.runtime import Runtime
+from handlers.steps.code import CodeRunner
+from handlers.steps.executor import Executor, Heartbeats, Sweeper
+from handlers.steps.leases import Leases
+from handlers.steps.pool import Result, StepPool
+from handlers.steps.port import Performer
+from infra import database, topics
+from infra.schema import PROJECTIONS
+from infra.settings import Settings
+from projections.catalog import VERSIONS, Version
+from projections.runtime import NodeRun, Run
+from schemas.envelope import Envelope
+from schemas.graph import Program
+from schemas.messages import derive
+from schemas.node_types import NodeConfig
+from schemas.topics import STEP_KINDS, partition_of
+
+log = logging.getLogger("agent_platform")
+
+STEP_STOP_SECONDS = 5.0
+EFFECTS_AT_ONCE = 1_000
+CODE_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an installation adds: node types with their performers by step kind (the benchmark's no-op)."""
+
+    node_types: Mapping[str, type[NodeConfig]] = field(default_factory=dict)
+    performers: Mapping[str, Performer] = field(default_factory=dict)
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring Postgres to the newest schema."""
+    await database.migrate(settings.sqlalchemy_url, settings.commands_partitions, settings.ingress_partitions)
+
+
+async def create_topics(settings: Settings) -> None:
+    await topics.create(settings)
+
+
+async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
+    """Own lanes and execute steps until SIGTERM or SIGINT."""
+    async with _stopping() as stop, worker(settings, extras or Extras()) as running:
+        await _until(stop, running.worker.run(), *(task.run() for task in running.duties))
+
+
+async def run_executor(settings: Settings, extras: Extras | None = None) -> None:
+    """Execute steps that no worker took, until SIGTERM or SIGINT."""
+    async with _stopping() as stop, _steps(settings, extras or Extras(), "executor") as parts:
+        executor = Executor(
+            parts.pool, parts.leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds
+        )
+        parts.deliver = executor.deliver
+        heartbeats = Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds)
+        await _until(stop, executor.run(), heartbeats.run(), _hints(settings, executor, parts.pool.kinds))
+
+
+async def run_gateway(settings: Settings) -> None:
+    """Serve HTTP until SIGTERM or SIGINT."""
+    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
+    async with _stopping() as stop:
+        try:
+            await server.serve(
+                settings,
+                producer,
+                database_url=settings.required_database_url,
+                kafka_bootstrap=settings.required_kafka_bootstrap,
+                stop=stop,
+            )
+        finally:
+            await producer.stop()
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What workers and executors share."""
+
+    owner: str
+    clock: DatabaseClock
+    database: asyncpg.Pool
+    store: PostgresStore
+    producer: Producer
+    programs: Programs
+    leases: Leases
+    pool: StepPool
+    deliver: Any = None
+
+    async def program(self, version_id: str) -> Program:
+        """The program of a version, from memory or from Postgres."""
+        known = self.programs.known(version_id)
+        if known is not None:
+            return known
+        names = ", ".join(f'"{column.name}"' for column in VERSIONS.columns)
+        row = await self.database.fetchrow(f"SELECT {names} FROM definition_version WHERE id = $1", version_id)
+        if row is None:
+            raise LookupError(f"there is no workflow version {version_id}")
+        return self.programs.of(load_row(VERSIONS, tuple(row)))
+
+
+@contextlib.asynccontextmanager
+async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator[_Parts]:
+    owner = f"{role}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    clock = DatabaseClock()
+    pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
+    store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
+    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
+    code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds)
+    await clock.measure(store.now)
+    await producer.start()
+    await code.start()
+    performers: dict[str, Performer] = {"code": code.perform, **extras.performers}
+    capacity = {kind: min(settings.step_concurrency, EFFECTS_AT_ONCE) for kind in performers}
+    capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
+    parts = _Parts(
+        owner=owner,
+        clock=clock,
+        database=pool,
+        store=store,
+        producer=producer,
+        programs=Programs(extras.node_types),
+        leases=Leases(pool, owner, settings.lease_seconds),
+        pool=StepPool(
+            performers,
+            capacity,
+            owner=owner,
+            partitions=settings.commands_partitions,
+            deliver=_deliver,
+            lease_seconds=settings.lease_seconds,
+            now=clock.now,
+        ),
+    )
+
+    async def deliver(result: Result) -> None:
+        await parts.deliver(result)
+
+    parts.pool.deliver = deliver
+    try:
+        yield parts
+    finally:
+        await parts.pool.stop(STEP_STOP_SECONDS)
+        await code.stop()
+        await producer.stop()
+        await pool.close()
+
+
+async def _deliver(result: Result) -> None:
+    raise RuntimeError(f"nobody waits for the answer of step {result.row.id}")
+
+
+@dataclass(slots=True)
+class RunningWorker:
+    worker: Worker
+    parts: _Parts
+    duties: list[Any]
+
+
+class _LaneSteps:
+    """The step pool as the kernel sees it: leases in the lane's transaction, answers handed back to the lane."""
+
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
+        self.worker: Worker | None = None
+
+    def lease(self, row: NodeRun, at: float) -> NodeRun | None:
+        return self._parts.pool.lease(row, at)
+
+    def give_back(self, row: NodeRun) -> None:
+        self._parts.pool.give_back(row)
+
+    def start(self, row: NodeRun, lane: Lane) -> None:
+        run: Run = lane.aggregates[row.run_id].rows[Run, row.run_id]
+        program = self._parts.programs.known(run.workflow_version_id)
+        assert program is not None  # The decision that made this step had it.
+        node = program.nodes[program.by_id[row.node_id]]
+        self._parts.pool.start(row, node, run.traceparent, run.correlation_id)
+
+    async def deliver(self, result: Result) -> None:
+        assert self.worker is not None
+        self.worker.hand_over([result.incoming])
+        await self._parts.producer.publish([result.out])
+
+
+@contextlib.asynccontextmanager
+async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWorker]:
+    """A started worker; leave the block to stop it in order."""
+    async with _steps(settings, extras, "worker") as parts:
+        recorded = await database.recorded_partitions(settings.sqlalchemy_url)
+        if recorded.get("commands") != settings.commands_partitions:
+            raise topics.TopicMismatch(
+                f"Postgres has {recorded.get('commands')} lanes, the settings say {settings.commands_partitions}"
+            )
+        steps = _LaneSteps(parts)
+        parts.deliver = steps.deliver
+        runtime = Runtime(parts.programs, step_kinds=frozenset(parts.pool.kinds))
+        kernel = Kernel(
+            parts.store,
+            parts.producer,
+            [runtime.domain(), catalog.DOMAIN, access.DOMAIN],
+            PROJECTIONS,
+            partitions=Partitions(
+                settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions
+            ),
+            clock=parts.clock,
+            owner=parts.owner,
+            steps=steps,
+            claimable={NodeRun: _claimable},
+            hint=lambda row: _hint(row, settings.steps_partitions),
+            ingress=IngressRules(settings.auth_required),
+            limits=Limits(decide_records_max=settings.batch_records_max, rows_max=settings.batch_rows_max),
+            immutable_facts=frozenset({Version}),
+        )
+        running = Worker(
+            kernel,
+            parts.clock,
+            bootstrap=settings.required_kafka_bootstrap,
+            prefix=settings.topic_prefix,
+            session_seconds=settings.session_timeout_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            records_max=settings.batch_records_max,
+            client_id=parts.owner,
+        )
+        steps.worker = running
+        lanes = lambda: [lane.id for lane in running.lanes.values() if not lane.ingress]  # noqa: E731
+        duties = [
+            Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
+            Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
+            _spare(parts, settings),
+        ]
+        await running.start()
+        try:
+            yield RunningWorker(running, parts, duties)
+        finally:
+            await running.stop()
+
+
+def _spare(parts: _Parts, settings: Settings) -> Executor:
+    """Takes steps that nobody claimed, while this worker has room: its own lanes' and others'."""
+    leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
+    pool = StepPool(
+        parts.pool.performers,
+        {kind: CODE_AT_ONCE for kind in parts.pool.kinds},
+        owner=f"{parts.owner}/spare",
+        partitions=settings.commands_partitions,
+        deliver=_deliver,
+        lease_seconds=settings.lease_seconds,
+        now=parts.clock.now,
+    )
+    executor = Executor(pool, leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds)
+    pool.deliver = executor.deliver
+    return executor
+
+
+def _claimable(row: NodeRun) -> bool:
+    return row.ready and row.leased_by is None and row.status == "queued"
+
+
+def _hint(row: NodeRun, partitions: int) -> Out | None:
+    """Tells executors that a step waits. Only a hint: they also look by themselves."""
+    if row.kind not in STEP_KINDS:
+        return None
+    envelope = Envelope(derive(row.id, f"hint:{row.lease_token}"), "step.ready", row.tenant_id, subject=row.run_id)
+    place = partition_of(row.run_id, partitions)
+    return Out(-1, 0, f"steps.{row.kind}", place, row.run_id, envelope.headers(), b"{}", row.tenant_id)
+
+
+async def _hints(settings: Settings, executor: Executor, kinds: list[str]) -> None:
+    """Wake the executor when a hint of one of its kinds arrives. Every executor hears every hint."""
+    names = [f"{settings.topic_prefix}steps.{kind}" for kind in kinds if kind in STEP_KINDS]
+    consumer = AIOKafkaConsumer(
+        *names, bootstrap_servers=settings.required_kafka_bootstrap, group_id=None, auto_offset_reset="latest"
+    )
+    await consumer.start()
+    try:
+        while True:
+            if await consumer.getmany(timeout_ms=1_000, max_records=500):
+                executor.wake()
+    finally:
+        await consumer.stop()
+
+
+@contextlib.asynccontextmanager
+async def _stopping() -> AsyncIterator[asyncio.Event]:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
+    """Run until asked to stop. A part that ends by itself ends the role: what it did must not stay undone."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    asked = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait([asked, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task is not asked:
+                task.result()
+                raise RuntimeError("a part of this role ended by itself")
+    finally:
+        for task in [asked, *tasks]:
+            task.cancel()
+        await asyncio.gather(*tasks, asked, return_exceptions=True)

@@ -1,0 +1,26 @@
+"""All tables of the platform, and which of them are projections."""
+
+from __future__ import annotations
+
+from gateway import audit_table
+from infra.db import TableSpec, metadata
+from outbox import tables as kernel
+from projections import access, catalog, runtime
+
+PROJECTIONS: tuple[TableSpec, ...] = (*catalog.TABLES, *runtime.TABLES, *access.TABLES)
+"""Folded from events; a rebuild compares them."""
+
+OPERATIONAL = (
+    kernel.LANE,
+    kernel.OUTBOX,
+    kernel.INBOX,
+    kernel.TIMER,
+    kernel.OUTCOME,
+    kernel.DEAD_LETTER,
+    audit_table.AUDIT_TABLE,
+)
+"""Neither folded nor the log: how the system works right now."""
+
+TENANT_TABLES = tuple(sorted(name for name, table in metadata.tables.items() if "tenant_id" in table.columns))
+
+__all__ = ["OPERATIONAL", "PROJECTIONS", "TENANT_TABLES", "metadata"]

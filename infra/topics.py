@@ -1,0 +1,71 @@
+"""The topics on the broker: made where missing, checked where there."""
+
+from __future__ import annotations
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from infra.settings import Settings
+from schemas import topics
+from schemas.topics import BROKER_MESSAGE_BYTES_MAX, TOPICS, Topic
+
+
+class TopicMismatch(Exception):
+    """A topic on the broker has another number of partitions than Postgres has recorded."""
+
+
+def partitions_of(topic: Topic, settings: Settings) -> int:
+    """How many partitions a topic shall have by the settings."""
+    by_name = {
+        topics.COMMANDS: settings.commands_partitions,
+        topics.INGRESS: settings.ingress_partitions,
+        topics.EVENTS: settings.events_partitions,
+        topics.REPLIES: settings.replies_partitions,
+        topics.LIVE: settings.live_partitions,
+        topics.DEAD_LETTERS: settings.dead_letters_partitions,
+    }
+    return by_name.get(topic.name, settings.steps_partitions)
+
+
+async def create(settings: Settings, extra_step_kinds: tuple[str, ...] = ()) -> None:
+    """Make the topics that are missing. Raises TopicMismatch for one that has another number of partitions."""
+    wanted = [*TOPICS, *(Topic(f"steps.{kind}", 0, 3_600) for kind in extra_step_kinds)]
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
+    await admin.start()
+    try:
+        known = set(await admin.list_topics())
+        missing = [topic for topic in wanted if settings.topic_prefix + topic.name not in known]
+        if missing:
+            answer = await admin.create_topics([_new(topic, settings) for topic in missing])
+            for topic_errors in getattr(answer, "topic_errors", ()):
+                error = for_code(topic_errors[1])
+                if topic_errors[1] and error is not TopicAlreadyExistsError:
+                    raise error(topic_errors[0])
+        await _check(admin, settings, wanted)
+    finally:
+        await admin.close()
+
+
+def _new(topic: Topic, settings: Settings) -> NewTopic:
+    configs = {
+        "retention.ms": str(topic.retention_seconds * 1_000),
+        "max.message.bytes": str(BROKER_MESSAGE_BYTES_MAX),
+        "min.insync.replicas": str(settings.topic_min_insync_replicas),
+    }
+    if topic.name == topics.INGRESS:
+        configs["message.timestamp.type"] = "LogAppendTime"
+    return NewTopic(
+        name=settings.topic_prefix + topic.name,
+        num_partitions=partitions_of(topic, settings),
+        replication_factor=settings.topic_replication_factor,
+        topic_configs=configs,
+    )
+
+
+async def _check(admin: AIOKafkaAdminClient, settings: Settings, wanted: list[Topic]) -> None:
+    names = {settings.topic_prefix + topic.name: partitions_of(topic, settings) for topic in wanted}
+    for described in await admin.describe_topics(list(names)):
+        there = len(described["partitions"])
+        expected = names[described["topic"]]
+        if there and there != expected:
+            raise TopicMismatch(f"topic {described['topic']} has {there} partitions, {expected} are recorded")
