@@ -47,8 +47,9 @@ from schemas.topics import STEP_KINDS, partition_of
 log = logging.getLogger("agent_platform")
 
 STEP_STOP_SECONDS = 5.0
-EFFECTS_AT_ONCE = 1_000
-CODE_AT_ONCE = 8
+CODE_AT_ONCE = 64
+"""Code steps leased at once: more than run at once, so that the sandbox never waits for a claim."""
+SPARE_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
     await producer.start()
     await code.start()
     performers: dict[str, Performer] = {"code": code.perform, **extras.performers}
-    capacity = {kind: min(settings.step_concurrency, EFFECTS_AT_ONCE) for kind in performers}
+    capacity = dict.fromkeys(performers, settings.step_concurrency)
     capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
     parts = _Parts(
         owner=owner,
@@ -268,7 +269,7 @@ def _spare(parts: _Parts, settings: Settings) -> Executor:
     leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
     pool = StepPool(
         parts.pool.performers,
-        {kind: CODE_AT_ONCE for kind in parts.pool.kinds},
+        dict.fromkeys(parts.pool.kinds, SPARE_AT_ONCE),
         owner=f"{parts.owner}/spare",
         partitions=settings.commands_partitions,
         deliver=_deliver,

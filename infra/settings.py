@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     # Steps
     lease_seconds: Annotated[float, Field(gt=0, le=600)] = 8
     lease_renew_seconds: Annotated[float, Field(gt=0, le=600)] = 2
-    step_concurrency: Annotated[int, Field(ge=0, le=10_000)] = 64
+    step_concurrency: Annotated[int, Field(ge=0, le=10_000, description="steps of one kind at once")] = 1000
     step_poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
     worker_dry_run: Annotated[
         bool,

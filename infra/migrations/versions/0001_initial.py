@@ -28,10 +28,10 @@ CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id)
 """
 
 FENCE = """
-CREATE FUNCTION ap_fence(wanted int2[], found int2[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION ap_fence(wanted int2[], fenced int2[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE lost text;
 BEGIN
-  SELECT string_agg(w::text, ',') INTO lost FROM unnest(wanted) AS w WHERE w <> ALL (found);
+  SELECT string_agg(w::text, ',') INTO lost FROM unnest(wanted) AS w WHERE w <> ALL (fenced);
   IF lost IS NOT NULL THEN
     RAISE EXCEPTION 'lanes % have moved on', lost USING ERRCODE = 'AP001', DETAIL = lost;
   END IF;
