@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bus.store import (
@@ -22,12 +22,19 @@ from bus.store import (
     Poison,
     SendFailed,
     Timer,
+    Unavailable,
+    Unknown,
     Writes,
 )
 from infra.db import TableSpec
 
 Point = Callable[[str], Awaitable[None]]
-"""Called at named points; a test suspends or crashes the caller there."""
+"""Called at named points. A test suspends the caller there, or raises what may be raised there."""
+
+IDLE_SECONDS_MAX = 3.0
+LOCK_SECONDS_MAX = 5.0
+TIMERS_MAX = 300
+"""As the worker's sessions have them: an idle transaction is ended, a wait for a lock is given up."""
 
 
 async def no_point(name: str) -> None:
@@ -45,20 +52,26 @@ class LaneRow:
 
 
 class MemoryDatabase:
-    """What Postgres holds. Transactions buffer their writes, lock lanes, and apply all or nothing."""
+    """What Postgres holds. Transactions buffer their writes, lock lanes, and apply all or nothing.
+
+    `made` keeps every outbox row that was ever committed; `fence` false turns that defence off.
+    """
 
     def __init__(self, lanes: Iterable[int], specs: Iterable[TableSpec], clock: Callable[[], float]) -> None:
         self.lanes = {lane: LaneRow() for lane in lanes}
         self.specs = {spec.name: spec for spec in specs}
         self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.specs}
+        self.row_locks: set[tuple[str, str]] = set()
         self.events: dict[tuple[str, int], Logged] = {}
         self.outbox: dict[tuple[int, int], Out] = {}
+        self.made: list[Out] = []
         self.inbox: set[tuple[str, int]] = set()
         self.outcomes: dict[str, Outcome] = {}
         self.timers: dict[str, tuple[float, Timer]] = {}
         self.letters: dict[str, DeadLetter] = {}
         self.clock = clock
         self.fence = True
+        self.committed: Callable[[Writes], None] = lambda writes: None
 
     def check(self, advances: Sequence[Advance]) -> None:
         lost = [
@@ -71,21 +84,16 @@ class MemoryDatabase:
 
     def apply(self, writes: Writes) -> None:
         """Everything or nothing. Raises Poison for a key that is there already."""
-        for name, rows in writes.inserts.items():
-            for row in rows:
-                if row.id in self.tables[name]:
-                    raise Poison(f"23505: {name} {row.id} exists")
-        for logged in writes.events:
-            if (logged.recorded.aggregate_id, logged.recorded.seq) in self.events:
-                raise Poison(f"23505: event {logged.recorded.aggregate_id}/{logged.recorded.seq} exists")
+        self.refuse_existing(writes)
         for name, rows in writes.inserts.items():
             self.tables[name].update((row.id, row) for row in rows)
         for name, rows in writes.updates.items():
-            self.tables[name].update((row.id, row) for row in rows)
+            self._update(name, rows)
         for logged in writes.events:
             self.events[logged.recorded.aggregate_id, logged.recorded.seq] = logged
         for out in writes.outbox:
             self.outbox[out.lane, out.position] = out
+        self.made.extend(writes.outbox)
         for timer in writes.timers:
             self.timers.setdefault(timer.id, (self.clock() + timer.seconds, timer))
         for outcome in writes.outcomes:
@@ -93,14 +101,48 @@ class MemoryDatabase:
         for letter in writes.dead_letters:
             self.letters[letter.id] = letter
         for a in writes.advances:
-            row = self.lanes[a.lane]
-            row.next_offset, row.position, row.sent = a.next, a.position, max(row.sent, a.sent)
-            for key in [key for key in self.outbox if key[0] == a.lane and key[1] <= a.sent]:
-                del self.outbox[key]
+            self._advance(a)
+        self.committed(writes)
+
+    def due(self, lanes: Sequence[int]) -> list[tuple[str, Out]]:
+        """The timers of these lanes that are due, the longest due first."""
+        now = self.clock()
+        found = [
+            (at, id, timer.out) for id, (at, timer) in self.timers.items() if timer.out.lane in lanes and at <= now
+        ]
+        return [(id, out) for _, id, out in sorted(found, key=lambda each: each[:2])]
+
+    def refuse_existing(self, writes: Writes) -> None:
+        for name, rows in writes.inserts.items():
+            for row in rows:
+                if row.id in self.tables[name]:
+                    raise Poison(f"23505: {name} {row.id} exists")
+        for logged in writes.events:
+            if (logged.recorded.aggregate_id, logged.recorded.seq) in self.events:
+                raise Poison(f"23505: event {logged.recorded.aggregate_id}/{logged.recorded.seq} exists")
+        for out in writes.outbox:
+            if (out.lane, out.position) in self.outbox:
+                raise Poison(f"23505: outbox {out.lane}/{out.position} exists")
+
+    def _update(self, name: str, rows: Iterable[Any]) -> None:
+        table, mutable = self.tables[name], [column.name for column in self.specs[name].mutable]
+        for row in rows:
+            if row.id in table:
+                changes = {column: getattr(row, column) for column in mutable}
+                table[row.id] = replace(table[row.id], **changes)
+
+    def _advance(self, a: Advance) -> None:
+        row = self.lanes[a.lane]
+        row.next_offset, row.position, row.sent = a.next, a.position, max(row.sent, a.sent)
+        for key in [key for key in self.outbox if key[0] == a.lane and key[1] <= a.sent]:
+            del self.outbox[key]
 
 
 class MemoryStore:
-    """`Store` of one process on a shared database."""
+    """`Store` of one process on a shared database.
+
+    A point that raises Unknown before or after the commit is a connection lost while committing.
+    """
 
     def __init__(self, database: MemoryDatabase, point: Point = no_point) -> None:
         self.database = database
@@ -112,34 +154,49 @@ class MemoryStore:
         try:
             yield unit
             await self._point("before_commit")
-            if unit.writes is not None:
-                self.database.apply(unit.writes)
-            self.database.inbox |= unit.inbox
-            for outcome in unit.outcomes:
-                self.database.outcomes.setdefault(outcome.command_id, outcome)
+            unit.commit()
             await self._point("after_commit")
         finally:
-            unit.unlock()
+            unit.end()
 
     async def write(self, writes: Writes) -> None:
-        async with self.unit() as unit:
-            await unit.lock(writes.advances)
+        unit = MemoryUnit(self.database, self._point)
+        await self._point("before_write")
+        try:
+            await unit.acquire([a.lane for a in writes.advances])
             await unit.save(writes)
+            unit.commit()
+        finally:
+            unit.end()
+        await self._point("after_commit")
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
-        claimed = []
-        for lane in sorted(lanes):
-            row = self.database.lanes[lane]
-            async with row.lock:
+        await self._point("before_claim")
+        unit = MemoryUnit(self.database, self._point)
+        try:
+            await unit.acquire(lanes)
+            claimed = []
+            for lane in sorted(lanes):
+                row = self.database.lanes[lane]
                 row.epoch += 1
                 row.stopped = ""
                 claimed.append(Claimed(lane, row.epoch, row.next_offset, row.position, row.sent))
+        finally:
+            unit.end()
+        await self._point("after_claim")
         return claimed
 
     async def unsent(self, lane: int, sent: int) -> tuple[list[Logged], list[Out]]:
+        await self._point("unsent")
         events = [e for e in self.database.events.values() if e.recorded.lane == lane and e.position > sent]
         outs = [out for key, out in self.database.outbox.items() if key[0] == lane and key[1] > sent]
         return sorted(events, key=lambda e: e.position), sorted(outs, key=lambda out: out.position)
+
+    async def due_lanes(self, lanes: Sequence[int]) -> list[int]:
+        return sorted({out.lane for _, out in self.database.due(lanes)})
+
+    async def restarted(self, lanes: Sequence[int], epochs: Sequence[int]) -> list[int]:
+        return [lane for lane, epoch in zip(lanes, epochs, strict=True) if self.database.lanes[lane].epoch > epoch]
 
     async def stop(self, lane: int, epoch: int, reason: str) -> None:
         if self.database.lanes[lane].epoch == epoch:
@@ -150,28 +207,39 @@ class MemoryStore:
 
 
 class MemoryUnit:
+    """One transaction. Left idle with its locks for too long it is ended by the database, as a session is."""
+
     def __init__(self, database: MemoryDatabase, point: Point) -> None:
         self._database = database
         self._point = point
         self._locked: list[asyncio.Lock] = []
+        self._rows: set[tuple[str, str]] = set()
+        self._idle: asyncio.TimerHandle | None = None
+        self._terminated = False
         self.writes: Writes | None = None
         self.inbox: set[tuple[str, int]] = set()
         self.outcomes: list[Outcome] = []
+        self.timers: list[str] = []
 
     async def lock(self, advances: Sequence[Advance]) -> None:
-        for advance in sorted(advances, key=lambda a: a.lane):
-            lock = self._database.lanes[advance.lane].lock
-            await lock.acquire()
-            self._locked.append(lock)
+        await self.acquire([a.lane for a in advances])
         self._database.check(advances)
+        self._restart_idle()
         await self._point("locked")
 
-    def unlock(self) -> None:
-        for lock in self._locked:
-            lock.release()
-        self._locked.clear()
+    async def acquire(self, lanes: Iterable[int]) -> None:
+        """Lock these lanes in order. Raises Unavailable when another transaction does not let go in time."""
+        for lane in sorted(lanes):
+            lock = self._database.lanes[lane].lock
+            try:
+                async with asyncio.timeout(LOCK_SECONDS_MAX if lock.locked() else None):
+                    await lock.acquire()
+            except TimeoutError:
+                raise Unavailable(f"55P03: lane {lane} is locked") from None
+            self._locked.append(lock)
 
     async def admit(self, inbox: Sequence[tuple[str, int, float]], outcomes: Sequence[Outcome]) -> Admitted:
+        self._statement()
         keys = {(id, redrive) for id, redrive, _ in inbox}
         repeats = frozenset(keys & self._database.inbox)
         stored = {
@@ -185,56 +253,145 @@ class MemoryUnit:
 
     async def load(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
         await self._point("load")
+        self._statement()
         table = self._database.tables[spec.name]
-        return [copy.copy(table[id]) for id in sorted(set(ids)) if id in table]
+        return self._hold(spec, [table[id] for id in sorted(set(ids)) if id in table])
 
     async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
         await self._point("load")
+        self._statement()
         wanted = set(parents)
         rows = self._database.tables[spec.name].values()
-        return [copy.copy(row) for row in rows if getattr(row, spec.parent) in wanted and spec.live(row)]
+        return self._hold(spec, [row for row in rows if getattr(row, spec.parent) in wanted and spec.live(row)])
+
+    async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
+        await self._point("load")
+        self._statement()
+        due = self._database.due(lanes)[:TIMERS_MAX]
+        self.timers = [id for id, _ in due]
+        return [out for _, out in due]
 
     async def save(self, writes: Writes) -> None:
+        self._statement()
         self._database.check(writes.advances)
+        self._database.refuse_existing(writes)
         self.writes = writes
+
+    def commit(self) -> None:
+        if self._terminated:
+            raise Unknown("the connection was lost while committing")
+        if self.writes is not None:
+            self._database.apply(self.writes)
+        self._database.inbox |= self.inbox
+        for outcome in self.outcomes:
+            self._database.outcomes.setdefault(outcome.command_id, outcome)
+        for id in self.timers:
+            del self._database.timers[id]
+        self.end()
+
+    def end(self) -> None:
+        """Let go of every lock. May be called again."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        for lock in self._locked:
+            lock.release()
+        self._locked.clear()
+        self._database.row_locks -= self._rows
+        self._rows.clear()
+
+    def _hold(self, spec: TableSpec, rows: list[Any]) -> list[Any]:
+        if spec.volatile is not None:
+            self._rows |= {(spec.name, row.id) for row in rows}
+            self._database.row_locks |= self._rows
+        return [copy.copy(row) for row in rows]
+
+    def _statement(self) -> None:
+        if self._terminated:
+            raise Unavailable("57P01: the session was ended")
+        self._restart_idle()
+
+    def _restart_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, self._terminate)
+
+    def _terminate(self) -> None:
+        self._terminated = True
+        self.end()
 
 
 class MemoryLog:
-    """Topics as lists of records; `log(topic, partition)[offset]`. A send may be lost or repeated by `fault`."""
+    """Topics as lists of records; `log.of(topic, partition)[offset]`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.partitions: dict[tuple[str, int], list[Out]] = {}
+        self.partitions: dict[tuple[str, int], list[tuple[float, Out]]] = {}
         self._clock = clock
+        self.appended: Callable[[Out], None] = lambda out: None
 
-    def of(self, topic: str, partition: int) -> list[Out]:
+    def of(self, topic: str, partition: int) -> list[tuple[float, Out]]:
         return self.partitions.setdefault((topic, partition), [])
 
     def append(self, out: Out) -> None:
-        self.of(out.topic, out.partition).append(out)
+        self.of(out.topic, out.partition).append((self._clock(), out))
+        self.appended(out)
+
+    def topic(self, topic: str) -> list[Out]:
+        """All records of a topic, partition by partition."""
+        return [out for (name, _), rows in sorted(self.partitions.items()) if name == topic for _, out in rows]
 
     def incoming(self, topic: str, lane: int, partition: int, offset: int) -> Incoming:
-        out = self.of(topic, partition)[offset]
-        return Incoming(lane, offset, out.key.encode(), out.headers, out.body, self._clock())
+        at, out = self.of(topic, partition)[offset]
+        return Incoming(lane, offset, out.key.encode(), out.headers, out.body, at)
 
 
 class MemoryProducer:
-    """`Log` of one process. `fault(out)`: 0 drops the record and fails the send, 2 doubles it, 1 is plain."""
+    """`Log` of one process: in order per partition. What waits behind a record that is lost fails with it.
 
-    def __init__(
-        self, log: MemoryLog, point: Point = no_point, fault: Callable[[Out], int] = lambda out: 1
-    ) -> None:
+    `fault(out)`: how often the record gets to the topic (0: the send fails, -1: it fails after one did).
+    """
+
+    def __init__(self, log: MemoryLog, point: Point = no_point, fault: Callable[[Out], int] = lambda out: 1) -> None:
         self._log = log
         self._point = point
         self._fault = fault
+        self._tails: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._failures: dict[tuple[str, int], int] = {}
 
     async def publish(self, records: Sequence[Out]) -> None:
-        await self._point("before_send")
-        failed = False
-        for out in records:
-            times = 0 if failed else self._fault(out)
-            failed = failed or times == 0
-            for _ in range(times):
-                self._log.append(out)
-        if failed:
-            raise SendFailed("a record was lost on its way")
+        shares: dict[tuple[str, int], list[Out]] = {}
+        for record in records:
+            shares.setdefault((record.topic, record.partition), []).append(record)
+        turns = [(place, self._failures.get(place, 0), *self._queue(place)) for place in shares]
+        try:
+            for place, failures, before, turn in turns:
+                if before is not None:
+                    await asyncio.wait([before])
+                await self._point("before_send")
+                self._send(place, shares[place], failures)
+                turn.set_result(None)
+        except SendFailed:
+            for place, failures, _, turn in turns:
+                if not turn.done():
+                    self._failures[place] = failures + 1
+            raise
+        finally:
+            for _, _, _, turn in turns:
+                turn.cancel()
         await self._point("after_send")
+
+    def _queue(self, place: tuple[str, int]) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
+        """What is sent before this, and the place behind it."""
+        before = self._tails.get(place)
+        turn = self._tails[place] = asyncio.get_running_loop().create_future()
+        return before, turn
+
+    def _send(self, place: tuple[str, int], share: Sequence[Out], failures: int) -> None:
+        if failures != self._failures.get(place, 0):
+            raise SendFailed("a record before it was lost")
+        for out in share:
+            times = self._fault(out)
+            for _ in range(abs(times)):
+                self._log.append(out)
+            if times <= 0:
+                raise SendFailed("a record was lost on its way")

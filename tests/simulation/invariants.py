@@ -1,0 +1,255 @@
+"""What must hold when everything has come to rest, checked from the store and the topics alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from bus.decider import Recorded
+from bus.plan import event_record
+from infra.db import TableSpec
+from projections import catalog as catalog_rows
+from projections import runtime as runtime_rows
+from schemas import catalog as catalog_wire
+from schemas import registry
+from schemas import runtime as wire
+from schemas.envelope import decode_headers
+from schemas.topics import COMMANDS, EVENTS, REPLIES
+from tests.simulation.interpreter import Effects, Failure, Path, Success, check
+from tests.simulation.observed import observe
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+REQUEUES_MAX = 5
+Histories = dict[str, list[Recorded]]
+
+
+def violations(world: World) -> list[str]:
+    histories = _histories(world)
+    found: list[str] = []
+    for rule in (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds):
+        found += [f"{rule.__name__[1:]}: {problem}" for problem in rule(world, histories)]
+    for run_id, started in world.started.items():
+        history = histories.get(run_id, [])
+        differences = check(
+            started.scenario.dsl,
+            started.scenario.inputs,
+            run_id,
+            observe(history),
+            _with_losses(started.scenario.effects, history),
+        )
+        found += [f"interpreter: run {run_id}: {difference}" for difference in differences[:3]]
+    return found
+
+
+def _histories(world: World) -> Histories:
+    """The event log, decoded from what is stored, per aggregate in order of seq."""
+    found: Histories = defaultdict(list)
+    for (aggregate_id, _), logged in sorted(world.database.events.items()):
+        event = registry.decode_event(logged.recorded.event.type, logged.body)
+        found[aggregate_id].append(replace(logged.recorded, event=event))
+    return found
+
+
+def _letters(world: World, histories: Histories) -> Iterator[str]:
+    for letter in world.database.letters.values():
+        yield f"{letter.type} {letter.key}: {letter.code} {letter.detail}"
+
+
+def _sequences(world: World, histories: Histories) -> Iterator[str]:
+    """I4 in the store."""
+    for aggregate_id, history in histories.items():
+        if [each.seq for each in history] != list(range(1, len(history) + 1)):
+            yield f"{aggregate_id} has {[each.seq for each in history]}"
+
+
+def _events_topic(world: World, histories: Histories) -> Iterator[str]:
+    """I4 and I6 on the topic: first occurrences are 1..n in order, and each is what is stored."""
+    firsts: dict[str, list[int]] = defaultdict(list)
+    for out in world.log.topic(EVENTS):
+        envelope = decode_headers(out.headers)
+        logged = world.database.events.get((envelope.subject, envelope.sequence))
+        if logged is None:
+            yield f"{envelope.id} is on the topic and not in the store"
+            continue
+        expected = event_record(logged, world.partitions.events)
+        if (expected.body, expected.headers, expected.key) != (out.body, out.headers, out.key):
+            yield f"{envelope.id} is not on the topic as it is in the store"
+        if envelope.sequence not in firsts[envelope.subject]:
+            firsts[envelope.subject].append(envelope.sequence)
+    for aggregate_id, history in histories.items():
+        if firsts[aggregate_id] != [each.seq for each in history]:
+            yield f"{aggregate_id} came as {firsts[aggregate_id]}, stored are {len(history)}"
+
+
+def _outbox(world: World, histories: Histories) -> Iterator[str]:
+    """I6: whatever a lane made has reached its topic, first occurrences in the lane's order."""
+    places: dict[tuple[str, bytes], int] = {}
+    for place, out in enumerate(world.log.topic(COMMANDS)):
+        places.setdefault((out.key, dict(out.headers)["ce_id"]), place)
+    last: dict[tuple[int, int], int] = {}
+    for out in sorted(world.database.made, key=lambda out: (out.lane, out.position)):
+        if out.topic != COMMANDS:
+            continue
+        place = places.get((out.key, dict(out.headers)["ce_id"]))
+        if place is None:
+            yield f"lane {out.lane} position {out.position} never reached {out.topic}"
+        elif place < last.get((out.lane, out.partition), -1):
+            yield f"lane {out.lane} position {out.position} came out of order"
+        else:
+            last[out.lane, out.partition] = place
+    for lane, position in world.database.outbox:
+        owner = world.assignment[lane].kernel.lanes.get(lane)
+        if owner is None or position > owner.sent:
+            yield f"the outbox still holds lane {lane} position {position}"
+
+
+def _outcomes(world: World, histories: Histories) -> Iterator[str]:
+    """I1 and I3: a request has one outcome, and the effect that this says."""
+    effects: dict[str, list[str]] = defaultdict(list)
+    for history in histories.values():
+        for each in history:
+            effects[each.causation_id].append(each.event.type)
+    for request in world.requests:
+        outcome = world.database.outcomes.get(request.id)
+        made = effects[request.id]
+        if outcome is None or outcome.status not in ("succeeded", "rejected"):
+            yield f"{request.command} has outcome {outcome}"
+        elif outcome.status == "rejected":
+            if made or not isinstance(request.command, wire.CancelRun):
+                yield f"{request.command} was rejected ({outcome.body!r}) and made {made}"
+        elif not _made_once(request.command, made):
+            yield f"{request.command} succeeded and made {made}"
+
+
+def _made_once(command: object, made: list[str]) -> bool:
+    match command:
+        case wire.CreateRun():
+            return made.count("runtime.run_created") == 1
+        case wire.CancelRun():
+            return made.count("runtime.run_cancelling") <= 1
+        case catalog_wire.CreateDefinition():
+            return made == ["catalog.definition_created"]
+        case catalog_wire.CreateVersion():
+            return made == ["catalog.version_created", "catalog.version_published"]
+    return False
+
+
+def _replies(world: World, histories: Histories) -> Iterator[str]:
+    """Whoever asked was told what is stored, however often he asked."""
+    for out in world.log.topic(REPLIES):
+        body = orjson.loads(out.body)
+        stored = world.database.outcomes.get(body["command_id"])
+        if stored is None or stored.status != body["status"] or orjson.loads(stored.body) != body["body"]:
+            yield f"was told {body}, stored is {stored}"
+
+
+def _ends(world: World, histories: Histories) -> Iterator[str]:
+    """I2: one terminal event per run, at its end, and one end per node run."""
+    for run_id in world.started:
+        events = [each.event for each in histories.get(run_id, [])]
+        terminal = [event.type for event in events if isinstance(event, wire.TERMINAL_EVENTS)]
+        if len(terminal) != 1 or not isinstance(events[-1], wire.TERMINAL_EVENTS):
+            yield f"{run_id} ended with {terminal}, last {events[-1:]}"
+        ended: set[str] = set()
+        for event in events:
+            if isinstance(event, wire.NodeCompleted | wire.NodeFailed | wire.NodeSkipped | wire.NodeCancelled):
+                if event.node_run_id in ended:
+                    yield f"{run_id}: node run {event.node_run_id} ended twice"
+                ended.add(event.node_run_id)
+    for row in world.database.tables["node_run"].values():
+        run = world.database.tables["run"].get(row.run_id)
+        if row.status not in wire.NODE_ENDED and run is not None and run.status in wire.RUN_ENDED:
+            yield f"run {row.run_id} is {run.status}, its {row.path} {row.iteration} is {row.status}"
+    for each in (record for history in histories.values() for record in history):
+        started = world.started.get(each.aggregate_id)
+        if started is not None and each.tenant_id != started.tenant_id:
+            yield f"an event of {each.aggregate_id} bears tenant {each.tenant_id}"
+
+
+def _tokens(world: World, histories: Histories) -> Iterator[str]:
+    """I7: who answered held the latest lease. An answer's worker is `<name>:<token>`."""
+    for run_id in world.started:
+        latest: dict[str, int] = {}
+        for each in histories.get(run_id, []):
+            event = each.event
+            match event:
+                case wire.NodeScheduled(ready=True):
+                    latest[event.node_run_id] = 1
+                case wire.NodeDispatched() | wire.StepRequeued():
+                    if event.lease_token != latest.get(event.node_run_id, 0) + 1:
+                        yield f"{run_id}/{each.seq}: token {event.lease_token} after {latest}"
+                    latest[event.node_run_id] = event.lease_token
+                case wire.NodeCompleted() | wire.NodeFailed() | wire.NodeRetryScheduled():
+                    _, colon, token = event.worker.rpartition(":")
+                    if colon and int(token) != latest.get(event.node_run_id):
+                        yield f"{run_id}/{each.seq}: {event.worker} answered, token {latest} was the latest"
+
+
+class _Memory:
+    """Rows for a fold."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[type[Any], str], Any] = {}
+
+    def get(self, kind: type[Any], id: str) -> Any:
+        return self.rows.get((kind, id))
+
+
+def _folds(world: World, histories: Histories) -> Iterator[str]:
+    """I9: the tables are what a fresh fold of the event log gives."""
+    memory = _Memory()
+    for history in histories.values():
+        for each in history:
+            evolve = runtime_rows.evolve if each.event.type.startswith("runtime.") else catalog_rows.evolve
+            for row in evolve(memory, each):
+                memory.rows[type(row), row.id] = row
+    for spec in world.specs:
+        folded = {id: row for (kind, id), row in memory.rows.items() if kind is spec.row}
+        stored = world.database.tables[spec.name]
+        for id in sorted({*folded, *stored}):
+            difference = _difference(spec, folded.get(id), stored.get(id))
+            if difference:
+                yield f"{spec.name} {id}: {difference}"
+
+
+def _difference(spec: TableSpec, folded: Any, stored: Any) -> str:
+    if folded is None or stored is None:
+        return "is folded but not stored" if stored is None else "is stored but not folded"
+    return ", ".join(
+        f"{each.name} is folded {getattr(folded, each.name)!r} and stored {getattr(stored, each.name)!r}"
+        for each in fields(spec.row)
+        if each.name not in spec.operational and getattr(folded, each.name) != getattr(stored, each.name)
+    )
+
+
+def _with_losses(effects: Effects, history: list[Recorded]) -> Effects:
+    """The effects, but where the fifth executor was lost while the run went on, that is what happened."""
+    lost: set[tuple[Path, str, int]] = set()
+    places: dict[str, tuple[str, str]] = {}
+    requeues: dict[str, int] = {}
+    for each in history:
+        event = each.event
+        match event:
+            case wire.NodeScheduled():
+                places[event.node_run_id] = (event.path, event.iteration)
+                requeues[event.node_run_id] = 0
+            case wire.NodeDispatched():
+                requeues[event.node_run_id] = 0
+            case wire.StepRequeued():
+                requeues[event.node_run_id] = event.requeues
+            case wire.NodeFailed() | wire.NodeCompleted() if event.error and event.error.code == "lease_lost":
+                if requeues[event.node_run_id] == REQUEUES_MAX - 1:
+                    lost.add((*places[event.node_run_id], event.attempt))
+
+    def answer(path: Path, iteration: str, attempt: int) -> Success | Failure:
+        if (path, iteration, attempt) in lost:
+            return Failure("lease_lost", retryable=False)
+        return effects(path, iteration, attempt)
+
+    return answer

@@ -1,0 +1,396 @@
+"""The whole platform in memory under faults, all of it decided by one seed; `python -m tests.simulation.world SEED`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from bus.kernel import Defences
+from bus.plan import Partitions
+from bus.store import Out, Writes
+from handlers.programs import Programs
+from projections import catalog as catalog_rows
+from projections import runtime as runtime_rows
+from projections.runtime import NodeRun
+from schemas import catalog as catalog_wire
+from schemas import runtime as wire
+from schemas.envelope import Envelope
+from schemas.messages import Command, derive
+from schemas.topics import COMMANDS, partition_of
+from tests.simulation import fake_time
+from tests.simulation.faults import Faults, Rates
+from tests.simulation.generator import Scenario, generate
+from tests.simulation.interpreter import Effects
+from tests.simulation.memory import MemoryDatabase, MemoryLog
+from tests.simulation.processes import (
+    LEASE_SECONDS,
+    SESSION_SECONDS,
+    Executor,
+    Process,
+    Worker,
+    claimable,
+)
+
+EPOCH = 1_700_000_000.0
+LANES = 4
+CHAOS_SECONDS = 40.0
+HEAL_SECONDS_MAX = 400.0
+NODE_ENDED = (wire.NodeCompleted, wire.NodeFailed, wire.NodeSkipped, wire.NodeCancelled)
+
+
+@dataclass
+class Request:
+    """A command from outside, as often as it is sent."""
+
+    id: str
+    key: str
+    tenant_id: str
+    command: Command
+    out: Out
+
+
+@dataclass
+class Started:
+    """A run that the simulation wanted: what it is made of, and how it shall end."""
+
+    id: str
+    tenant_id: str
+    scenario: Scenario
+    ends: int = 0
+
+
+@dataclass
+class World:
+    """Processes, the database and the log between them, and who owns which lane."""
+
+    seed: int
+    defences: Defences = field(default_factory=Defences)
+    rates: Rates | None = None
+    workers: int = 3
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)
+        self.faults = Faults(self.chance, self.rates or Rates().drawn(self.chance))
+        self.specs = [*runtime_rows.TABLES, *catalog_rows.TABLES]
+        self.partitions = Partitions(LANES, LANES, 1)
+        self.programs = Programs()
+        self.share = self.chance.choice([2, 5, 256, 256])
+        self.speed = self.chance.choice([0.002, 0.01, 0.05])
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.requests: list[Request] = []
+        self.started: dict[str, Started] = {}
+        self.members: list[Worker] = []
+        self.assignment: dict[int, Worker] = {}
+        self.answers: dict[bytes, Out] = {}
+        self._names = Counter[str]()
+
+    # What processes ask.
+
+    def now(self) -> float:
+        return EPOCH + asyncio.get_running_loop().time()
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"{self.now() - EPOCH:9.3f} {text}")
+
+    def report(self, problem: str, error: BaseException | None = None) -> None:
+        self.problems.append(problem)
+        self.note(problem)
+        if error is not None:
+            self.notes.append("".join(traceback.format_exception(error)))
+
+    def pause(self) -> float:
+        return self.chance.choice((0.0, 0.0, self.speed, self.speed * 5)) * self.chance.random()
+
+    def duration(self) -> float:
+        return self.chance.choice((0.0, 0.1, 1.0, 3.0)) * self.chance.random()
+
+    def effects(self, run_id: str) -> Effects:
+        return self.started[run_id].scenario.effects
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self.chance.getrandbits(128), version=4))
+
+    def command(self, command: Command, row: NodeRun, name: str) -> Out:
+        """The record of what is said about a step."""
+        envelope = Envelope(derive(row.id, name), command.type, row.tenant_id, subject=row.run_id)
+        return self.record(command, envelope)
+
+    def record(self, command: Command, envelope: Envelope) -> Out:
+        key, partition = envelope.subject, partition_of(envelope.subject, LANES)
+        return Out(partition, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id)
+
+    # Who owns what.
+
+    def assigned(self, worker: Worker) -> set[int]:
+        return {lane for lane, owner in self.assignment.items() if owner is worker}
+
+    def gone(self, process: Process) -> None:
+        """A process was killed: its lanes move when its session has ended; another takes its place."""
+        loop = asyncio.get_running_loop()
+        if isinstance(process, Worker):
+            self.members.remove(process)
+            loop.call_later(self.chance.uniform(0, SESSION_SECONDS), self._share_out)
+            loop.call_later(self.chance.uniform(0.1, 4), self.start, Worker)
+        else:
+            loop.call_later(self.chance.uniform(0.1, 4), self.start, Executor)
+
+    def silent(self, process: Process) -> None:
+        """A process stopped: the group notices when its session has ended."""
+        if isinstance(process, Worker):
+            loop = asyncio.get_running_loop()
+            loop.call_later(SESSION_SECONDS, self._evict, process)
+            loop.call_later(process.stopped_until - self.now() + 0.1, self._share_out)
+
+    def _evict(self, worker: Worker) -> None:
+        if worker.stopped_until > self.now():
+            self._share_out()
+
+    def start(self, kind: type[Worker] | type[Executor]) -> None:
+        self._names[kind.__name__] += 1
+        process = kind(self, f"{kind.__name__.lower()}-{self._names[kind.__name__]}")
+        if isinstance(process, Worker):
+            self.members.append(process)
+            self._share_out()
+        process.spawn(process.main())
+
+    def _share_out(self) -> None:
+        """Every lane without a living owner gets one; while faults are on, others move as well."""
+        alive = [worker for worker in self.members if not worker.dead and worker.stopped_until <= self.now()]
+        if not alive:
+            return
+        for lane in range(LANES):
+            owner = self.assignment.get(lane)
+            if owner not in alive or (self.faults.on and self.chance.random() < 0.3):
+                self._assign(lane, self.chance.choice(alive))
+
+    def _assign(self, lane: int, worker: Worker) -> None:
+        before = self.assignment.get(lane)
+        if before is worker:
+            return
+        self.note(f"lane {lane} goes to {worker.name}")
+        self.assignment[lane] = worker
+        worker.woken.set()
+        if before is not None and not before.dead and self.chance.random() < 0.3:
+            before.kernel.release(lane)  # It was told, in the middle of whatever it does.
+
+    # Steps.
+
+    def claim_steps(self, name: str, limit: int) -> list[NodeRun]:
+        """What executors do in one statement: lease steps that nobody holds and no lane has locked."""
+        self.step_made.clear()
+        table = self.database.tables["node_run"]
+        waiting = [row for row in table.values() if claimable(row) and self._free(row)]
+        claimed = []
+        for row in self.chance.sample(waiting, min(limit, len(waiting))):
+            leased = replace(row, leased_by=name, lease_until=self.now() + LEASE_SECONDS, started_at=self.now())
+            table[row.id] = leased
+            claimed.append(leased)
+        return claimed
+
+    def renew(self, row: NodeRun, name: str) -> bool:
+        table = self.database.tables["node_run"]
+        held = table[row.id]
+        if held.leased_by != name or held.lease_token != row.lease_token:
+            return False
+        if self._free(row):
+            table[row.id] = replace(held, lease_until=self.now() + LEASE_SECONDS)
+        return True
+
+    def finish(self, row: NodeRun, name: str, out: Out) -> bool:
+        """Store an answer with its lease, if that is still the executor's."""
+        table = self.database.tables["node_run"]
+        held = table[row.id]
+        if held.leased_by != name or held.lease_token != row.lease_token:
+            return False
+        if self._free(row):
+            result = f"{row.id}:{row.lease_token}".encode()
+            self.answers[result] = out
+            table[row.id] = replace(held, result=result, lease_until=self.now() + 5)
+        return True
+
+    def _free(self, row: NodeRun) -> bool:
+        return ("node_run", row.id) not in self.database.row_locks
+
+    # The parts that never fail: the sweep of leases, the group.
+
+    async def _sweep(self) -> None:
+        """Tell lanes of leases that ran out and of answers unheard, at times too early and more than once."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.5, 1.5))
+            early = self.chance.choice((0.0, 0.0, 1.0))
+            for row in list(self.database.tables["node_run"].values()):
+                if row.leased_by and row.ready and row.lease_until <= self.now() + early:
+                    self._tell(row)
+
+    def _tell(self, row: NodeRun) -> None:
+        if row.result is not None:
+            self.log.append(self.answers[row.result])
+            return
+        command = wire.ExpireLease(run_id=row.run_id, node_run_id=row.id, lease_token=row.lease_token)
+        out = self.command(command, row, f"expire:{row.lease_token}")
+        owner = self.assignment.get(out.partition)
+        if owner is not None and self.chance.random() < 0.5:
+            owner.hand_over(command, out)
+        else:
+            self.log.append(out)
+
+    async def _rebalance(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            alive = [worker for worker in self.members if worker.stopped_until <= self.now()]
+            if alive and self.faults.strikes("rebalance"):
+                self._assign(self.chance.randrange(LANES), self.chance.choice(alive))
+
+    # What comes from outside.
+
+    async def ask(self, command: Command, tenant_id: str) -> Request:
+        """Send a command until its outcome is known, as a client with an idempotency key does."""
+        id = self.new_id()
+        key = command.aggregate_id(tenant_id, id)
+        fingerprint = f"{len(self.requests):064x}"
+        envelope = Envelope(id, command.type, tenant_id, subject=key, fingerprint=fingerprint, reply_partition=0)
+        out = self.record(command, envelope)
+        request = Request(id, key, tenant_id, command, out)
+        self.requests.append(request)
+        while True:
+            for _ in range(2 if self.faults.strikes("repeated_request") else 1):
+                self.log.append(out)
+            deadline = self.now() + 5
+            while self.now() < deadline:
+                if id in self.database.outcomes:
+                    return request
+                await asyncio.sleep(0.05)
+
+    async def _play(self, number: int) -> None:
+        """One workflow: define it, publish it, run it, perhaps cancel the run."""
+        tenant_id = f"tenant-{number % 2}"
+        scenario = generate(self.seed * 1_000 + number)
+        code = f"workflow-{number}"
+        await asyncio.sleep(self.chance.uniform(0, 3))
+        await self.ask(catalog_wire.CreateDefinition(kind="workflow", code=code, name=code), tenant_id)
+        definition = catalog_wire.definition_id(tenant_id, "workflow", code)
+        await self.ask(
+            catalog_wire.CreateVersion(
+                definition_id=definition, kind="workflow", spec=scenario.dsl, status="published"
+            ),
+            tenant_id,
+        )
+        run_id = self.new_id()
+        started = self.started[run_id] = Started(run_id, tenant_id, scenario)
+        await self.ask(wire.CreateRun(run_id=run_id, workflow_id=definition, inputs=scenario.inputs), tenant_id)
+        if scenario.cancel is not None:
+            await self._cancel_in_time(started)
+
+    async def _cancel_in_time(self, started: Started) -> None:
+        cancel = started.scenario.cancel
+        assert cancel is not None
+        while started.ends < started.scenario.cancel_after_ends and not self.ended(started.id):
+            await asyncio.sleep(0.02)
+        if self.ended(started.id):
+            return
+        force = self.chance.random() < 0.3
+        await self.ask(wire.CancelRun(run_id=started.id, compensate=cancel.compensate, force=force), started.tenant_id)
+
+    def ended(self, run_id: str) -> bool:
+        run = self.database.tables["run"].get(run_id)
+        return run is not None and run.status in wire.RUN_ENDED
+
+    def _on_commit(self, writes: Writes) -> None:
+        for logged in writes.events:
+            if isinstance(logged.recorded.event, NODE_ENDED):
+                self.started[logged.recorded.aggregate_id].ends += 1
+        self.step_made.set()
+
+    def _on_append(self, out: Out) -> None:
+        if out.topic == COMMANDS and (owner := self.assignment.get(out.partition)) is not None:
+            owner.woken.set()
+
+    # A whole simulation.
+
+    async def live(self) -> None:
+        """Chaos, then healing, then some time for what comes late."""
+        self.database = MemoryDatabase(range(LANES), self.specs, self.now)
+        self.database.fence = self.defences.fence
+        self.database.committed = self._on_commit
+        self.log = MemoryLog(self.now)
+        self.log.appended = self._on_append
+        self.step_made = asyncio.Event()
+        for _ in range(self.workers):
+            self.start(Worker)
+        self.start(Executor)
+        parts = [self._sweep(), self._rebalance()]
+        background = [asyncio.ensure_future(part) for part in parts]
+        plays = [asyncio.ensure_future(self._play(number)) for number in range(self.runs)]
+        await self._until(lambda: self._done(plays), CHAOS_SECONDS)
+        self.faults.on = False
+        self.note("the faults stop")
+        if not await self._until(lambda: self._done(plays) and self._quiet(), HEAL_SECONDS_MAX):
+            self.report(f"stuck: {self._stuck()}")
+        await asyncio.sleep(30)
+        for task in background + plays:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                self.report(f"the simulation itself broke: {task.exception()!r}", task.exception())
+            task.cancel()
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = self.now() + seconds
+        while not condition():
+            if self.now() > deadline:
+                return False
+            await asyncio.sleep(0.2)
+        return True
+
+    def _done(self, plays: list[asyncio.Future[None]]) -> bool:
+        return all(play.done() for play in plays) and all(map(self.ended, self.started))
+
+    def _quiet(self) -> bool:
+        """Every record is handled, everything made is sent."""
+        for lane, row in self.database.lanes.items():
+            owner = self.assignment[lane].kernel.lanes.get(lane)
+            if owner is None or owner.epoch != row.epoch or not owner.settle() or owner.unsettled:
+                return False
+            if row.next_offset != len(self.log.of(COMMANDS, lane)):
+                return False
+        return True
+
+    def _stuck(self) -> str:
+        runs = {id: row.status for id, row in self.database.tables["run"].items()}
+        lanes = {
+            lane: (row.epoch, row.next_offset, len(self.log.of(COMMANDS, lane)), self.assignment[lane].name)
+            for lane, row in self.database.lanes.items()
+        }
+        live = [row for row in self.database.tables["node_run"].values() if row.status not in wire.NODE_ENDED]
+        return f"runs {runs}, lanes {lanes}, node runs {live}"
+
+
+def simulate(world: World) -> World:
+    """Run a world to its end, and check it."""
+    from tests.simulation.invariants import violations
+
+    fake_time.run(world.live())
+    world.problems += violations(world)
+    return world
+
+
+def main(arguments: list[str]) -> int:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    world = simulate(World(int(arguments[0])))
+    if "-v" in arguments:
+        print("\n".join(world.notes))
+    print(dict(world.faults.counts))
+    print("\n".join(world.problems) or "no violation")
+    return bool(world.problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
