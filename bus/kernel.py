@@ -593,11 +593,14 @@ class Kernel:
         if not plan.writes.advances:
             return
         plan.committed()
-        if plan.sends:
-            by_lane = {made.lane.id: made.lane for made in plan.made.values()}
-            future = asyncio.ensure_future(self.log.publish(plan.sends))
+        lanes = {made.lane.id: made.lane for made in plan.made.values()}
+        # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
+        sending = {id: lane for id, lane in lanes.items() if lane.settle()}
+        sends = [out for out in plan.sends if out.lane in sending]
+        if sends:
+            future = asyncio.ensure_future(self.log.publish(sends))
             future.add_done_callback(_retrieved)
-            for lane in by_lane.values():
+            for lane in sending.values():
                 lane.sending(lane.position, future)
         if plan.replies or self._hints:
             best_effort = asyncio.ensure_future(self.log.publish([*plan.replies, *self._hints]))

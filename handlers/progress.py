@@ -127,8 +127,9 @@ class Progress:
             scope = self._scope(node, iteration, row)
             if node.kind == "pure":
                 answer = evaluate(node, scope)
-                if answer.state_updates:
-                    check_size({**self.run.state, **answer.state_updates})
+                updates = answer.output if node.type == "start" else answer.state_updates
+                if updates:
+                    check_size({**self.run.state, **updates})
             elif not self._available(node):
                 raise NodeError(
                     "node_type_unavailable", f"{node.type} nodes cannot run here yet", retryable=False
@@ -481,12 +482,15 @@ class Progress:
     ) -> Resolution:
         """All edges out of a node at once. `leaving`: only those that leave its loop can be taken."""
         resolution = Resolution(self._rows, self._program, self._run_id, self._counts_of())
-        for index in node.outgoing:
-            edge = self._program.edges[index]
-            may = takes(edge.label) and (not leaving or node.loops[-1] in edge.exits)
-            if may and taken is not None:
-                taken.append(index)
-            resolution.edge(edge, iteration, may)
+        edges = [self._program.edges[index] for index in node.outgoing]
+        may = {
+            edge.index: takes(edge.label) and (not leaving or node.loops[-1] in edge.exits) for edge in edges
+        }
+        if taken is not None:
+            taken.extend(index for index in may if may[index])
+        # What is taken leaves a loop before a back edge that is not taken ends it.
+        for edge in sorted(edges, key=lambda edge: (not may[edge.index], edge.back_of is not None)):
+            resolution.edge(edge, iteration, may[edge.index])
         return resolution
 
     def _counts_of(self) -> Callable[[int], bool] | None:

@@ -308,7 +308,8 @@ def _remembered(run: Run, node: NodeRun, event: wire.NodeEvent) -> Run:
         return replace(run, compensable=node.id) if event.compensable else run
     if not isinstance(event, wire.NodeCompleted):
         return run
-    state = {**run.state, **event.state_updates} if event.state_updates else run.state
+    updates = event.output if node.node_type == "start" and not event.error else event.state_updates
+    state = {**run.state, **updates} if updates else run.state
     end_output = {**(run.end_output or {}), **event.output} if node.node_type == "end" else run.end_output
     text = event.output_text if node.node_type == "answer" else run.output_text
     return replace(
