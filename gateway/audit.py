@@ -56,10 +56,12 @@ class AuditLog:
         )
 
     async def flush(self) -> None:
-        """Write what waits. Raises DatabaseUnavailable, then nothing is lost."""
+        """Write what waits now. Raises DatabaseUnavailable, then nothing is lost."""
         async with self._writing:
-            while self._waiting:
-                size = min(len(self._waiting), BATCH_RECORDS_MAX)
+            left = len(self._waiting)
+            while left > 0 and self._waiting:
+                size = min(left, len(self._waiting), BATCH_RECORDS_MAX)
+                left -= size
                 batch = [self._waiting.popleft() for _ in range(size)]
                 try:
                     await self._reads.write_audit(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -249,6 +249,5 @@ _INSERT_AUDIT_SQL = (
 )
 
 
-def _arrays(records: Iterable[AuditRecord]) -> list[list[Any]]:
-    rows = ((getattr(record, name) for name in AUDIT_COLUMNS) for record in records)
-    return [list(column) for column in zip(*rows, strict=True)]
+def _arrays(records: Sequence[AuditRecord]) -> list[list[Any]]:
+    return [[getattr(record, name) for record in records] for name in AUDIT_COLUMNS]

@@ -17,14 +17,14 @@ from schemas.topics import REPLIES
 log = logging.getLogger("agent_platform.replies")
 
 BACK_OFF_SECONDS = 1.0
-START_SECONDS_MAX = 15.0
+START_SECONDS_MAX = 5.0
 
 
 class Replies:
-    """`start` before requests are served: it returns once no later reply can be missed.
+    """`start` before requests are served: it returns once no later reply can be missed, if Kafka answers.
 
-    A reply that gets lost all the same (Kafka away, a worker killed before it sent it) is found in Postgres
-    when the wait is over.
+    Else it goes on trying. A reply that gets lost all the same (Kafka away, a worker killed before it sent
+    it) is found in Postgres when the wait is over.
     """
 
     def __init__(self, bootstrap: str, topic_prefix: str, partition: int, in_flight: InFlight) -> None:
@@ -35,9 +35,11 @@ class Replies:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Raises KafkaError or TimeoutError if the broker or the partition is not there."""
-        async with asyncio.timeout(START_SECONDS_MAX):
-            self._consumer = await self._connected()
+        try:
+            async with asyncio.timeout(START_SECONDS_MAX):
+                self._consumer = await self._connected()
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.warning("Kafka does not answer yet: %s", error)
         self._task = asyncio.create_task(self._listen(), name="replies")
 
     async def stop(self) -> None:
