@@ -98,7 +98,7 @@ def is_storable(value: Any) -> bool:
 
 
 def scrub(value: Any, problems: Problems, pointer: str = "", depth: int = 0) -> Any:
-    """A copy in which whatever cannot be stored is null, each reported once."""
+    """A copy in which whatever cannot be stored is replaced (by its own kind if possible), each reported once."""
     if isinstance(value, str):
         flaw = _text_flaw(value)
     elif isinstance(value, dict | list):
@@ -107,12 +107,18 @@ def scrub(value: Any, problems: Problems, pointer: str = "", depth: int = 0) -> 
         flaw = _scalar_flaw(value)
     if flaw:
         problems.unusable(pointer, *flaw)
-        return None
+        return _stand_in(value)
     if isinstance(value, list):
         return [scrub(item, problems, f"{pointer}/{at}", depth + 1) for at, item in enumerate(value)]
     if isinstance(value, dict):
         return _scrub_members(value, problems, pointer, depth)
     return value
+
+
+def _stand_in(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return 0 if value.__class__ in (int, float) else None
 
 
 def _scrub_members(value: Mapping[Any, Any], problems: Problems, pointer: str, depth: int) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def value_of(text: str) -> Any:
         ("nodes.retrieve-docs.output.docs.0.score-0.4 > 0", True),
         ("state.items.0.title", "first"),
         ("state.items.3", None),
+        ("state.items.title", None),
+        ("state.items.99999999999999999999", None),
         ("state.items.-1 == null or true", ExpressionError),
         ("state.0", "zero"),
         ("state.客户 == '甲'", True),

@@ -172,6 +172,13 @@ def test_many_placeholders_cannot_multiply_one_large_value(leaf: str) -> None:
         compile_value([leaf] * 100).evaluate(scope)
 
 
+def test_two_placeholders_are_bounded_already() -> None:
+    scope = {"state": {"list": ["y" * 1_000] * 3_000}}
+    assert compile_value({"a": "{{state.list}}", "b": "x"}).evaluate(scope)
+    with pytest.raises(EvaluationError, match="larger than"):
+        compile_value({"a": "{{state.list}}", "b": "{{state.list}}"}).evaluate(scope)
+
+
 def test_one_placeholder_passes_on_what_it_reads_whatever_its_size() -> None:
     scope = {"state": {"list": ["y" * 1_000] * 6_000}}
     assert compile_value({"a": "{{state.list}}"}).evaluate(scope)["a"] is scope["state"]["list"]
