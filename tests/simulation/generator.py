@@ -118,9 +118,7 @@ class Builder:
         self.behaviours: dict[Path, Behaviour] = {}
         self.size = self.chance.choice([3, 6, 10, 15, 20, 25])
         self.fatal = self.chance.choice([0, 0, 1, 2])  # How many failures nobody handles.
-        self.trouble = (
-            0.5 if self.fatal else self.chance.choice([0.0, 0.1, 0.3])
-        )  # Share of effects that fail.
+        self.trouble = 0.5 if self.fatal else self.chance.choice([0.0, 0.1, 0.3])  # Share of effects that fail.
         self.compensated = self.chance.choice([0.0, 0.3, 0.7])
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
         self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
@@ -175,7 +173,7 @@ class Builder:
         return [(start, None), *(self.step([]).outs if self.likely(0.15) else [])]
 
     def ending(self, outs: list[Out]) -> None:
-        match self.chance.choice(["none", "answer", "end", "answer and end", "ends"]):
+        match self.chance.choice(["none", "answer", "end", "answer and end", "ends", "ends"]):
             case "answer":
                 self.connect(outs, self.add("answer", {"template": self.text(self.readable())}))
             case "end":
@@ -324,15 +322,8 @@ class Builder:
     # Loops.
 
     def loop(self, loops: list[Around]) -> Fragment:
-        builds = [
-            self.until,
-            self.until,
-            self.loop_while,
-            self.asking,
-            self.retrying,
-            self.spread,
-            self.endless,
-        ]
+        builds = [self.until, self.until, self.loop_while, self.asking, self.retrying, self.spread, self.endless]
+        builds += [self.straggler, self.straggler]
         counter = f"c{len(self.nodes)}"
         if self.likely(0.75):
             reset = self.add("assigner", {"assignments": {counter: ""}})
@@ -432,6 +423,26 @@ class Builder:
             self.connect([(check, "true")], head)
             outs.append((check, "false"))
         return Fragment(head, outs + around.breaks)
+
+    def straggler(self, loops: list[Around], counter: str) -> Fragment:
+        """An effect that has an exit of its own and is not waited for: it ends in a later turn, or after the last."""
+        head = self.tick(counter)
+        around = self.around(head)
+        slow = self.effect()
+        arm = self.follow([(head, None)], [*loops, around])
+        join = self.add("join", {"join_policy": "any_completed"})
+        check = self.check(counter)
+        self.connect([(head, None)], slow)
+        self.connect([(slow, None), *arm.outs], join)
+        self.connect([(join, None)], check)
+        self.connect([(check, "true")], head)
+        left: list[Out] = [(slow, None)]
+        if self.likely(0.7):
+            after = self.step([])
+            self.connect(left, after.entry)
+            left = after.outs
+        self.chance.choice([*loops, *loops, around]).breaks += left
+        return Fragment(head, [(check, "false"), *around.breaks])
 
     def endless(self, loops: list[Around], counter: str) -> Fragment:
         """Only max_iterations or a break ends it."""

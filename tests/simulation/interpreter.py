@@ -15,7 +15,7 @@ Readings chosen where the rules leave room:
 - No completed `end`: the output is that of the sinks. No case of an if-else matches: route "false".
 - A value that cannot be evaluated fails its node with `evaluation_failed`, which obeys the retry policy.
 - While the run is failing or cancelled nothing is retried and nothing is skipped; `on_error` still holds. A
-  leased step that never answers ends `failed` with `lease_expired` and is compensated after the failed node.
+  leased step that never answers ends `failed` with `lease_lost` and is compensated after the failed node.
 - A second failure while the run is failing is not compensated.
 """
 
@@ -44,6 +44,9 @@ from tests.simulation.observations import (
 from tests.simulation.pure_nodes import PURE, PureNodes
 
 __all__ = [
+    "MAX_ITERATIONS_DEFAULT",
+    "RUN",
+    "SKIP",
     "Attempted",
     "CancelRequested",
     "Effects",
@@ -51,16 +54,19 @@ __all__ = [
     "Failing",
     "Failure",
     "Observation",
+    "Path",
     "RunEnded",
     "Spec",
     "Success",
     "check",
+    "drive",
     "run",
 ]
 
 EFFECTS = frozenset({"code"})  # Every other kind that is not pure fails with `node_type_unavailable`.
 MAX_ITERATIONS_DEFAULT = 10
 DIFFERENCES_MAX = 20
+MOVES_MAX = 2_000
 RUN = "run"
 WAIT = "wait"
 SKIP = "skip"
@@ -69,11 +75,19 @@ SKIP = "skip"
 class Spec:
     """What the rules say about one run: `legal*` list what may be observed now, `observe` takes the next."""
 
+    flow_type: type[Flow] = Flow
+
     def __init__(
-        self, dsl: Mapping[str, Any], inputs: Mapping[str, Any], run_id: str, effects: Effects
+        self,
+        dsl: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        run_id: str,
+        effects: Effects,
+        prompt: bool = False,
     ) -> None:
+        self.prompt = prompt
         self.graph = Graph(dsl)
-        self.flow = Flow(self.graph)
+        self.flow = self.flow_type(self.graph)
         self.pure = PureNodes(self.graph)
         self.inputs = dict(inputs)
         self.run_id = run_id
@@ -174,7 +188,7 @@ class Spec:
         if self.graph.kind[run.node] in EFFECTS and self.due(run) == RUN:
             answer = self._outcome(run, run.node, run.node, may_retry=False)
             assert isinstance(answer, Ended)
-            lost = replace(answer, status="failed", output=None, output_text=None, error_code="lease_expired")
+            lost = replace(answer, status="failed", output=None, output_text=None, error_code="lease_lost")
             legal += [replace(answer, leased=True), replace(lost, leased=True)]
         return legal
 
@@ -183,9 +197,7 @@ class Spec:
 
     def _asynchronous(self, run: NodeRun) -> bool:
         """Whether it waits for something, so that its next observation begins a transaction."""
-        waits = (
-            self.graph.kind[run.node] in EFFECTS or self.graph.config[run.node].get("delay_seconds", 0) > 0
-        )
+        waits = self.graph.kind[run.node] in EFFECTS or self.graph.config[run.node].get("delay_seconds", 0) > 0
         retried = (run.node, run.iteration) in self.failed_attempts
         return run in self.enabled_at and (waits or retried)
 
@@ -218,6 +230,13 @@ class Spec:
         """Past max_iterations the head's edges into the body cannot be taken."""
         exceeded = self._again(run) and isinstance(self.due(run), Failure)
         return not exceeded or edge.target not in self.graph.bodies[run.node]
+
+    def overdue(self) -> list[NodeRun]:
+        """The node runs that wait for nothing: these end before the next transaction begins."""
+        if self.ending:
+            return []
+        idle = [run for run in sorted(self.flow.open) if self.doomed(run) or not self._asynchronous(run)]
+        return [run for run in idle if self.legal(run)]
 
     # What a node answers.
 
@@ -334,8 +353,9 @@ class Spec:
                 return [] if legal else [f"{where}: the run is not failing just now"]
             case CancelRequested():
                 legal = self.ending is None or seen.force
+                late = self._late(where)
                 self._cancel(seen)
-                return [] if legal else [f"{where}: should have been refused"]
+                return late if legal else [f"{where}: should have been refused"]
             case RunEnded():
                 expected = self.legal_end()
                 self.over = True
@@ -350,9 +370,10 @@ class Spec:
         if run is None:
             return [f"{where}: no such node run is open"]
         legal = [] if self.compensations is not None else self.legal(run)
+        differences = []
         if self._asynchronous(run) and not (isinstance(seen, Ended) and seen.status in IDLE):
             self.boundary = self.now
-        differences = []
+            differences += self._late(where)
         if not any(same(seen, one, leased=self.ending is not None) for one in legal):
             differences.append(f"{where}: expected {' or '.join(map(str, legal)) or self._why_not(run)}")
         if isinstance(seen, Attempted):
@@ -360,6 +381,10 @@ class Spec:
         else:
             self._apply(run, seen)
         return differences
+
+    def _late(self, where: str) -> list[str]:
+        late = self.overdue() if self.prompt else []
+        return [f"{where}: {run.node} {run.iteration} should have ended before" for run in late]
 
     def _observe_compensation(self, where: str, seen: Ended | Attempted) -> list[str]:
         legal = self.legal_compensation()
@@ -395,7 +420,7 @@ class Spec:
             if self.graph.kind[run.node] == "join" and seen.error_code is None:
                 self._pass(run)
         if self.ending:
-            if seen.error_code == "lease_expired":
+            if seen.error_code == "lease_lost":
                 self.lost.append(run)
         elif seen.status == "failed" and not taken:
             self.cause, self.failed_run = seen, run
@@ -453,9 +478,7 @@ class Spec:
     def _why_not(self, run: NodeRun) -> str:
         if self.ending:
             return f"nothing: the run is {self.ending} and this was not in flight"
-        edges = {
-            e.source: self.flow.arrived.get((e.index, run.at)) for e in self.graph.forward_into(run.node)
-        }
+        edges = {e.source: self.flow.arrived.get((e.index, run.at)) for e in self.graph.forward_into(run.node)}
         return f"nothing yet: its edges are {edges}"
 
     def _unfinished(self) -> str:
@@ -476,9 +499,16 @@ def check(
     run_id: str,
     observations: Sequence[Observation],
     effects: Effects,
+    *,
+    prompt: bool = False,
 ) -> list[str]:
-    """The differences between a run observed from start to end and the rules; empty if they agree."""
-    spec = Spec(dsl_json, inputs, run_id, effects)
+    """The differences between a run observed from start to end and the rules; empty if they agree.
+
+    `prompt`: whatever waits for nothing (pure nodes, skips, withdrawals by a join) has to end before the next
+    effect, delay, retry or cancel is observed. It holds only where a transaction advances to its end: with no
+    pause, no manual steps, and fewer pure nodes in a row than one message may advance.
+    """
+    spec = Spec(dsl_json, inputs, run_id, effects, prompt)
     differences: list[str] = []
     for seen in observations:
         differences += spec.observe(seen)
@@ -496,12 +526,21 @@ def run(
     run_id: str = "run",
     cancel: CancelRequested | None = None,
     cancel_after_ends: int = 0,
+    prompt: bool = False,
 ) -> list[Observation]:
     """One run by the rules alone: `order` draws the next legal observation; cancelled after so many ends."""
-    spec = Spec(dsl, inputs, run_id, effects)
+    return drive(Spec(dsl, inputs, run_id, effects, prompt), order, cancel, cancel_after_ends)
+
+
+def drive(
+    spec: Spec, order: random.Random, cancel: CancelRequested | None, cancel_after_ends: int
+) -> list[Observation]:
     seen: list[Observation] = []
     while not spec.over:
+        if len(seen) == MOVES_MAX:
+            raise RuntimeError(f"still not at its end after {MOVES_MAX} observations")
         due = cancel is not None and spec.ending is None and _ends(seen) >= cancel_after_ends
+        due = due and not (spec.prompt and spec.overdue())
         move: Observation | None = cancel if due else _draw(spec, order)
         if move is None:
             raise RuntimeError(f"the rules are stuck after {len(seen)} observations; {spec._unfinished()}")
@@ -517,7 +556,8 @@ def _ends(seen: Sequence[Observation]) -> int:
 
 def _draw(spec: Spec, order: random.Random) -> Observation | None:
     moves: list[Observation] = []
-    runs = [] if spec.compensations is not None else sorted(spec.flow.open)
+    runs = (spec.overdue() if spec.prompt else []) or sorted(spec.flow.open)
+    runs = [] if spec.compensations is not None else runs
     order.shuffle(runs)
     for node_run in runs:
         if legal := spec.legal(node_run):

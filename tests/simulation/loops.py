@@ -39,6 +39,7 @@ class Graph:
             for i, e in enumerate(dsl["edges"])
             if e["source"] not in self.aside
         ]
+        self._out = {n: [e for e in self.edges if e.source == n] for n in self.nodes}
         self.starts = [n for n in self.nodes if n not in targets]
         self.back = {e.index for e in self.edges if self._is_back(e)}
         self.bodies = {
@@ -46,12 +47,14 @@ class Graph:
             for head in {e.target for e in self.edges if e.index in self.back}
         }
         self.loops = {node: self._loops_of(node) for node in self.nodes}
+        self._into = {n: [e for e in self.edges if e.target == n and e.index not in self.back] for n in self.nodes}
+        self._onward: dict[str, set[str]] = {n: set().union(*map(self._beyond, self.out(n))) for n in self.nodes}
 
     def out(self, node: str) -> list[Edge]:
-        return [e for e in self.edges if e.source == node]
+        return self._out[node]
 
     def forward_into(self, node: str) -> list[Edge]:
-        return [e for e in self.edges if e.target == node and e.index not in self.back]
+        return self._into[node]
 
     def _back_edges(self, head: str) -> list[Edge]:
         return [e for e in self.edges if e.target == head and e.index in self.back]
@@ -68,7 +71,7 @@ class Graph:
 
     def onward(self, node: str) -> set[str]:
         """Where a path goes next; at a back edge it goes on at the exits of the loop."""
-        return set().union(*(self._beyond(e) for e in self.out(node)))
+        return self._onward[node]
 
     def _beyond(self, edge: Edge) -> set[str]:
         if edge.index not in self.back:

@@ -103,6 +103,4 @@ def same_end(seen: RunEnded, expected: RunEnded) -> bool:
         return same_text and seen.error_code is None and same_json(seen.output, expected.output)
     if expected.status == "cancelled":
         return seen.error_code in (None, "cancelled")
-    return seen.error_code == expected.error_code or (
-        seen.status == "compensated" and seen.error_code is None
-    )
+    return seen.error_code == expected.error_code or (seen.status == "compensated" and seen.error_code is None)

@@ -40,7 +40,7 @@ def named(listing: str) -> set[str]:
     return {name.strip() for line in listing.strip().splitlines() for name in line.split("|")}
 
 
-def play(scenario: Scenario, order: int = 0) -> list[Observation]:
+def play(scenario: Scenario, order: int = 0, *, prompt: bool = False) -> list[Observation]:
     return run(
         scenario.dsl,
         scenario.inputs,
@@ -48,11 +48,12 @@ def play(scenario: Scenario, order: int = 0) -> list[Observation]:
         random.Random(order),
         cancel=scenario.cancel,
         cancel_after_ends=scenario.cancel_after_ends,
+        prompt=prompt,
     )
 
 
-def judge(scenario: Scenario, seen: Sequence[Observation]) -> list[str]:
-    return check(scenario.dsl, scenario.inputs, "run", seen, scenario.effects)
+def judge(scenario: Scenario, seen: Sequence[Observation], *, prompt: bool = False) -> list[str]:
+    return check(scenario.dsl, scenario.inputs, "run", seen, scenario.effects, prompt=prompt)
 
 
 # Generated runs.
@@ -114,6 +115,9 @@ def test_the_checker_agrees_with_runs_made_by_the_rules(seed: int) -> None:
     scenario = generate(seed)
     for order in range(3):
         assert judge(scenario, play(scenario, order)) == []
+        prompt = play(scenario, order, prompt=True)
+        assert judge(scenario, prompt) == []
+        assert judge(scenario, prompt, prompt=True) == []
 
 
 # The control arm: what is changed in a good run has to be noticed.

@@ -22,9 +22,7 @@ Config = dict[str, Any]
 class Flow:
     """A workflow as text: `a:code b:join`, `a>b b>c:failed`; `fails`: how many attempts of a path fail."""
 
-    def __init__(
-        self, nodes: str, edges: str, fails: Mapping[str, int] | None = None, **configs: Config
-    ) -> None:
+    def __init__(self, nodes: str, edges: str, fails: Mapping[str, int] | None = None, **configs: Config) -> None:
         pairs = [one.split(":") for one in nodes.split()]
         arrows = [one.replace(">", ":").split(":") for one in edges.split()]
         self.dsl = {
@@ -136,9 +134,7 @@ def test_a_join_that_passes_early_withdraws_what_leads_only_to_it() -> None:
 
 
 def test_an_early_join_leaves_alone_what_also_leads_elsewhere() -> None:
-    flow = Flow(
-        "s:code a:code b:code c:code j:join", "s>a s>b a>j b>j b>c", j={"join_policy": "any_completed"}
-    )
+    flow = Flow("s:code a:code b:code c:code j:join", "s>a s>b a>j b>j b>c", j={"join_policy": "any_completed"})
     flow.accepts(did("s a"), gave("j", {}), did("b c"), completed({"j": {}, "c": LEAF}))
     flow.refuses(did("s a"), gave("j", {}), cancelled("b"), because="completed")
 
@@ -162,6 +158,14 @@ def test_a_join_counts_skipped_branches_as_done_and_is_skipped_if_none_is_taken(
     neither = Flow("s:if-else a:code j:join", "s>a:other a>j", s={"expression": "true"})
     neither.accepts(chose("s", True), skipped("a j"), completed({"condition_result": True, "route": "true"}))
     neither.refuses(chose("s", True), skipped("a"), gave("j", {}), because="skipped")
+
+
+def test_whatever_waits_for_nothing_ends_before_the_next_effect_if_promptness_is_asked_for() -> None:
+    config: Config = {"join_policy": "any_completed"}
+    flow = Flow("s:code a:code b:code c:code j:join", "s>a s>b a>j b>j b>c", j=config)
+    lazy = [*did("s a b"), gave("j", {}), *did("c"), completed({"j": {}, "c": LEAF})]
+    assert check(flow.dsl, {}, "run", lazy, flow.effects) == []
+    assert "j 1 should have ended" in check(flow.dsl, {}, "run", lazy, flow.effects, prompt=True)[0]
 
 
 # Loops.
@@ -385,9 +389,7 @@ def test_a_compensation_that_fails_does_not_stop_the_rest() -> None:
     begun = [*did("s a"), failed("b"), Failing(), *cancelled("c"), *did("b/u")]
     flow.accepts(begun, failed("a/v"), did("s/u"), over("failed", "compensation_failed"))
     flow.refuses(begun, failed("a/v"), over("failed", "compensation_failed"), because="too early")
-    flow.refuses(
-        begun, failed("a/v"), did("s/u"), over("compensated", "broken"), because="compensation_failed"
-    )
+    flow.refuses(begun, failed("a/v"), did("s/u"), over("compensated", "broken"), because="compensation_failed")
 
 
 def test_without_compensation_the_run_fails_with_the_nodes_error() -> None:
@@ -431,9 +433,7 @@ def test_a_cancelled_run_compensates_only_if_asked() -> None:
     asked = [*did("s a"), CancelRequested(compensate=True), *cancelled("b c")]
     flow.accepts(asked, did("a/v"), failed("s/u"), over("failed", "compensation_failed"))
     flow.refuses(asked, over("cancelled"), because="too early")
-    flow.refuses(
-        did("s a"), CancelRequested(), cancelled("b"), over("cancelled"), because="in flight: ['c 1']"
-    )
+    flow.refuses(did("s a"), CancelRequested(), cancelled("b"), over("cancelled"), because="in flight: ['c 1']")
     unharmed = compensating({})
     unharmed.accepts(asked, did("a/v s/u"), over("cancelled"))
 
