@@ -96,13 +96,15 @@ async def outcome_of(gateway: Gateway, call: Call, it: Sending, seconds: float) 
     future = gateway.in_flight.begin(it.tenant_id, it.command_id)
     try:
         await _send(gateway, call, it)
+        if seconds <= 0:
+            return None
         async with asyncio.timeout_at(deadline):
             return await future
     except TimeoutError:
         pass
     finally:
         gateway.in_flight.stop_waiting(it.command_id, future)
-    return await _stored(gateway, it) if seconds else None
+    return await _stored(gateway, it)
 
 
 async def result_of(gateway: Gateway, call: Call, it: Sending, seconds: float) -> Any | None:

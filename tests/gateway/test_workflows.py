@@ -1,0 +1,113 @@
+"""Apps, workflows and versions over HTTP: the seed's requests as they are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from schemas.catalog import CreateDefinition
+from tests.gateway.world import World
+
+GREET: dict[str, Any] = {
+    "nodes": [
+        {"id": "start", "type": "start", "config": {}},
+        {"id": "greet", "type": "answer", "config": {"template": "Hello"}},
+    ],
+    "edges": [{"source": "start", "target": "greet"}],
+}
+RANDOM = "7d444840-9dc0-41d1-b245-5ffdce74fad2"
+
+
+async def made(http: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+    answer = await http.post(f"/gateway/workflows{path}", json=body)
+    assert answer.status_code == 201, answer.text
+    shown: dict[str, Any] = answer.json()
+    return shown
+
+
+async def test_the_seeds_app_is_made(http: httpx.AsyncClient, world: World) -> None:
+    shown = await made(http, "/apps", tenant_id="t1", code="sales_assistant", name="Sales Assistant")
+    assert (shown["tenant_id"], shown["code"]) == ("t1", "sales_assistant")
+    envelope, command, _ = world.sent[0]
+    assert isinstance(command, CreateDefinition)
+    assert envelope.tenant_id == "t1"
+    assert b"tenant" not in command.encode()
+
+
+async def test_a_second_app_with_the_code_is_a_conflict_that_names_the_first(http: httpx.AsyncClient) -> None:
+    first = await made(http, "/apps", code="a", name="A")
+    answer = await http.post("/gateway/workflows/apps", json={"code": "a", "name": "B"})
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.json()["code"], answer.json()["existing_id"]) == ("definition_exists", first["id"])
+
+
+async def test_the_seeds_version_is_a_draft_with_problems(http: httpx.AsyncClient) -> None:
+    workflow = await made(http, "", tenant_id="t1", code="w", name="W", app_id="app-1")
+    version = await made(
+        http, "/versions", tenant_id="t1", workflow_id=workflow["id"], dsl_json={"nodes": [], "edges": []}
+    )
+    assert version["status"] == "draft"
+    assert version["problems"][0]["pointer"] == "/dsl_json/nodes"
+    answer = await http.post(f"/gateway/workflows/versions/{version['id']}/publish", json={"tenant_id": "t1"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/dsl_json/nodes"
+
+
+async def test_a_draft_is_published_once_and_twice(http: httpx.AsyncClient) -> None:
+    workflow = await made(http, "", code="w", name="W")
+    version = await made(http, "/versions", workflow_id=workflow["id"], dsl_json=GREET)
+    for _ in range(2):
+        answer = await http.post(f"/gateway/workflows/versions/{version['id']}/publish")
+        assert (answer.status_code, answer.json()["status"]) == (200, "published")
+    shown = (await http.get(f"/gateway/workflows/{workflow['id']}")).json()
+    assert shown["latest_published_version_id"] == version["id"]
+    assert (await http.get(f"/gateway/workflows/versions/{version['id']}")).json()["dsl_json"] == GREET
+
+
+async def test_a_change_is_shown(http: httpx.AsyncClient) -> None:
+    app = await made(http, "/apps", code="a", name="A")
+    answer = await http.patch(f"/gateway/workflows/apps/{app['id']}", json={"name": "B"})
+    assert (answer.status_code, answer.json()["name"]) == (200, "B")
+    assert (await http.get(f"/gateway/workflows/apps/{app['id']}")).json()["name"] == "B"
+
+
+async def test_an_app_is_not_found_among_workflows(http: httpx.AsyncClient) -> None:
+    app = await made(http, "/apps", code="a", name="A")
+    assert (await http.get(f"/gateway/workflows/{app['id']}")).status_code == 404
+    assert (await http.get("/gateway/workflows")).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/apps/{}"),
+        ("PATCH", "/apps/{}"),
+        ("GET", "/{}"),
+        ("PATCH", "/{}"),
+        ("GET", "/versions/{}"),
+        ("POST", "/versions/{}/publish"),
+    ],
+)
+@pytest.mark.parametrize("id", [RANDOM, "wf-1", "%00"])
+async def test_an_unknown_id_in_a_path_is_not_found(http: httpx.AsyncClient, method: str, path: str, id: str) -> None:
+    for headers in ({}, {"x-tenant-id": "t1"}):
+        answer = await http.request(method, "/gateway/workflows" + path.format(id), headers=headers)
+        assert answer.status_code == 404
+
+
+async def test_an_unknown_workflow_in_a_body_names_the_field(http: httpx.AsyncClient) -> None:
+    for id in (RANDOM, "wf-1"):
+        answer = await http.post(
+            "/gateway/workflows/versions", json={"tenant_id": "t1", "workflow_id": id, "dsl_json": GREET}
+        )
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "/workflow_id"
+
+
+async def test_fields_that_are_missing_unknown_or_too_long_are_all_named(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/gateway/workflows/apps", json={"name": "x" * 257, "colour": "red"})
+    assert answer.status_code == 422
+    assert {error["pointer"] for error in answer.json()["errors"]} == {"/code", "/name", "/colour"}

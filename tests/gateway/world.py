@@ -1,0 +1,263 @@
+"""A gateway over a bus and tables in memory: the deciders are the real ones, one command at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+from bus.decider import After, Domain, Meta, Recorded
+from bus.producer import BusUnavailable
+from gateway.app import create_app
+from gateway.audit import AuditLog
+from gateway.identity import Keys
+from gateway.in_flight import InFlight
+from gateway.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
+from gateway.state import Gateway
+from handlers import access, catalog
+from handlers.programs import Programs
+from handlers.runtime import Runtime
+from infra.db import TableSpec
+from infra.settings import Settings
+from projections.access import ApiKey
+from projections.runtime import NodeRun, Run
+from schemas.envelope import Envelope, Headers, decode_headers
+from schemas.messages import Command, Event, Rejected
+from schemas.registry import decode_command
+
+DOMAINS: tuple[Domain, ...] = (catalog.DOMAIN, access.DOMAIN, Runtime(Programs()).domain())
+TABLES = {
+    "definition": "Definition",
+    "definition_version": "Version",
+    "run": "Run",
+    "node_run": "NodeRun",
+    "api_key": "ApiKey",
+}
+
+
+@dataclass
+class Tables:
+    """All rows by type and id, as `Rows` for one aggregate after the other."""
+
+    rows: dict[tuple[type[Any], str], Any] = field(default_factory=dict)
+    aggregate_id: str = ""
+
+    def get(self, kind: type[Any], id: str) -> Any:
+        return self.rows.get((kind, id))
+
+    def fact(self, kind: type[Any], id: str) -> Any:
+        return self.rows.get((kind, id))
+
+    def want(self, kind: type[Any], ids: Iterable[str]) -> None:
+        pass
+
+    def live(self, kind: type[Any]) -> list[Any]:
+        return [
+            row
+            for (each, _), row in self.rows.items()
+            if each is kind
+            and row.run_id == self.aggregate_id
+            and getattr(row, "status", "queued") in ("queued", "running", "pending")
+        ]
+
+
+class World:
+    """The bus and the tables of one test. What happens on `send` can be changed by the attributes."""
+
+    def __init__(self) -> None:
+        self.tables = Tables()
+        self.events: list[Recorded] = []
+        self.outcomes: dict[str, tuple[str, str, Outcome]] = {}
+        self.audits: list[AuditRecord] = []
+        self.sent: list[tuple[Envelope, Command, int]] = []
+        self.arrivals: asyncio.Queue[tuple[Envelope, Command]] = asyncio.Queue()
+        self.bus_up = True
+        self.postgres_up = True
+        self.replies_lost = False
+        self.workers_up = True
+        self.now = 1_000.0
+        self.resolve: Callable[[Outcome], None] = lambda outcome: None
+        self._ticks = itertools.count(1)
+
+    # --- the bus ---------------------------------------------------------------------------------------------
+
+    async def send(self, topic: str, partition: int, key: str | None, headers: Headers, body: bytes) -> None:
+        assert topic == "commands"
+        if not self.bus_up:
+            raise BusUnavailable("down")
+        envelope = decode_headers(headers)
+        command = decode_command(envelope.type, body)
+        assert key == command.aggregate_id(envelope.tenant_id, envelope.id) == envelope.subject
+        self.sent.append((envelope, command, partition))
+        self.arrivals.put_nowait((envelope, command))
+        if self.workers_up:
+            outcome = self.handle(envelope, command)
+            if not self.replies_lost:
+                self.resolve(outcome)
+
+    def handle(self, envelope: Envelope, command: Command) -> Outcome:
+        """What a worker does with a command from outside."""
+        known = self.outcomes.get(envelope.id)
+        if known is not None:
+            fingerprint, _, outcome = known
+            if fingerprint == envelope.fingerprint:
+                return outcome
+            problem = Rejected("idempotency_key_reused", "sent with another request before", status=422)
+            return Outcome(envelope.id, "rejected", problem.problem())
+        try:
+            body, status = self.decide(envelope, command), "succeeded"
+        except Rejected as refusal:
+            body, status = refusal.problem(), "rejected"
+        outcome = Outcome(envelope.id, status, orjson.loads(orjson.dumps(body)))
+        self.outcomes[envelope.id] = (envelope.fingerprint, envelope.tenant_id, outcome)
+        return outcome
+
+    def decide(self, envelope: Envelope, command: Command) -> Any:
+        domain = next(each for each in DOMAINS if type(command) in each.decide)
+        meta = Meta(
+            message_id=envelope.id,
+            tenant_id=envelope.tenant_id,
+            aggregate_id=envelope.subject,
+            at=1_000_000.0 + next(self._ticks),
+            actor=envelope.actor,
+            correlation_id=envelope.correlation_id,
+            traceparent=envelope.traceparent,
+        )
+        self.tables.aggregate_id = meta.aggregate_id
+        for decision in domain.decide[type(command)](command, self.tables, meta):
+            if isinstance(decision, Event):
+                self._fold(domain, decision, meta)
+            else:
+                assert isinstance(decision, After | Command)
+        return domain.answer(command, self.tables, meta)
+
+    def _fold(self, domain: Domain, event: Event, meta: Meta) -> None:
+        head = self.tables.get(domain.head, meta.aggregate_id)
+        recorded = Recorded(
+            event=event,
+            aggregate_id=meta.aggregate_id,
+            seq=head.seq + 1 if head else 1,
+            at=meta.at,
+            tenant_id=meta.tenant_id,
+            lane=0,
+            actor=meta.actor,
+            correlation_id=meta.correlation_id,
+            traceparent=meta.traceparent,
+        )
+        self.events.append(recorded)
+        for row in domain.evolve(self.tables, recorded):
+            self.tables.rows[type(row), row.id] = row
+
+    # --- the tables ------------------------------------------------------------------------------------------
+
+    def _answering(self) -> None:
+        if not self.postgres_up:
+            raise DatabaseUnavailable("down")
+
+    async def one(self, tenant_id: str, spec: TableSpec, id: str) -> Any | None:
+        self._answering()
+        row = self.tables.get(spec.row, id)
+        return row if row is not None and row.tenant_id == tenant_id else None
+
+    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+        self._answering()
+        kind = page.spec.row
+        rows = self.audits if kind is AuditRecord else [r for r in self.tables.rows.values() if type(r) is kind]
+
+        def place(row: Any) -> tuple[Any, ...]:
+            return tuple(getattr(row, name) for name in page.order)
+
+        found = [
+            row
+            for row in rows
+            if row.tenant_id == tenant_id
+            and all(getattr(row, name) == value for name, value in page.equal.items())
+            and all(condition.holds(row) for condition in page.where)
+            and (page.after is None or (place(row) < page.after if page.descending else place(row) > page.after))
+        ]
+        return sorted(found, key=place, reverse=page.descending)[: page.limit]
+
+    async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None:
+        self._answering()
+        known = self.outcomes.get(command_id)
+        return known[2] if known and known[1] == tenant_id else None
+
+    async def step_in_flight(self, tenant_id: str, run_id: str) -> bool:
+        self._answering()
+        return any(isinstance(row, NodeRun) and row.run_id == run_id and row.ready for row in self.tables.rows.values())
+
+    async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
+        self._answering()
+        waiting = []
+        for row in self.tables.rows.values():
+            if isinstance(row, NodeRun) and row.status == "queued" and not row.ready:
+                run = self.tables.rows[Run, row.run_id]
+                if run.mode == "manual" and tenant_id in (None, row.tenant_id):
+                    waiting.append(row)
+        waiting.sort(key=lambda row: (row.created_at, row.seq, row.id))
+        return [Candidate(row.id, row.run_id, row.tenant_id) for row in waiting[:limit]]
+
+    async def tenant_of(self, table: str, id: str) -> str | None:
+        self._answering()
+        if table == "command_outcome":
+            known = self.outcomes.get(id)
+            return known[1] if known else None
+        return next(
+            (
+                str(row.tenant_id)
+                for (kind, each), row in self.tables.rows.items()
+                if each == id and kind.__name__ == TABLES[table]
+            ),
+            None,
+        )
+
+    async def api_key(self, id: str) -> ApiKey | None:
+        self._answering()
+        key: ApiKey | None = self.tables.get(ApiKey, id)
+        return key
+
+    async def any_api_key(self) -> bool:
+        self._answering()
+        return any(kind is ApiKey for kind, _ in self.tables.rows)
+
+    async def write_audit(self, records: Sequence[AuditRecord]) -> None:
+        self._answering()
+        self.audits.extend(records)
+
+    async def audit_stats(self, tenant_id: str, since: float) -> Mapping[str, Any]:
+        self._answering()
+        return {"requests": sum(each.tenant_id == tenant_id for each in self.audits)}
+
+    async def ping(self) -> None:
+        self._answering()
+
+    async def kafka_answers(self) -> None:
+        if not self.bus_up:
+            raise ConnectionError("down")
+
+
+def gateway_over(world: World, settings: Settings) -> Gateway:
+    in_flight = InFlight(settings.commands_in_flight_max, lambda: world.now)
+    world.resolve = in_flight.resolve
+    return Gateway(
+        settings=settings,
+        bus=world,
+        reads=world,
+        keys=Keys(world, lambda: world.now, settings.requests_per_second_max),
+        in_flight=in_flight,
+        audit=AuditLog(world, open_access=not settings.auth_required),
+        kafka_answers=world.kafka_answers,
+    )
+
+
+@asynccontextmanager
+async def client_of(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
