@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer
@@ -21,7 +21,7 @@ from bus.lanes import Lane
 from bus.plan import Partitions
 from bus.postgres import PostgresStore, load_row
 from bus.producer import Producer
-from bus.store import Out
+from bus.store import Log, Out, Store
 from bus.worker import DatabaseClock, Worker
 from gateway import server
 from handlers import access, catalog
@@ -52,12 +52,24 @@ CODE_AT_ONCE = 64
 SPARE_AT_ONCE = 32
 
 
+T = TypeVar("T")
+
+
+def _same(port: T) -> T:
+    return port
+
+
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What an installation adds: node types with their performers by step kind (the benchmark's no-op)."""
+    """What an installation adds: node types with their performers by step kind (the benchmark's no-op).
+
+    `store` and `log` wrap those of the kernel; a fault that must hit between two of its actions goes there.
+    """
 
     node_types: Mapping[str, type[NodeConfig]] = field(default_factory=dict)
     performers: Mapping[str, Performer] = field(default_factory=dict)
+    store: Callable[[Store], Store] = _same
+    log: Callable[[Log], Log] = _same
 
 
 async def migrate(settings: Settings) -> None:
@@ -224,8 +236,8 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         parts.deliver = steps.deliver
         runtime = Runtime(parts.programs, step_kinds=frozenset(parts.pool.kinds))
         kernel = Kernel(
-            parts.store,
-            parts.producer,
+            extras.store(parts.store),
+            extras.log(parts.producer),
             [runtime.domain(), catalog.DOMAIN, access.DOMAIN],
             PROJECTIONS,
             partitions=Partitions(
@@ -252,19 +264,22 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         )
         steps.worker = running
         lanes = lambda: [lane.id for lane in running.lanes.values() if not lane.ingress]  # noqa: E731
+        spare, spare_pool, spare_leases = _spare(parts, settings)
         duties = [
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
-            _spare(parts, settings),
+            spare,
+            Heartbeats(spare_pool, spare_leases, settings.lease_renew_seconds),
         ]
         await running.start()
         try:
             yield RunningWorker(running, parts, duties)
         finally:
             await running.stop()
+            await spare_pool.stop(STEP_STOP_SECONDS)
 
 
-def _spare(parts: _Parts, settings: Settings) -> Executor:
+def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
     """Takes steps that nobody claimed, while this worker has room: its own lanes' and others'."""
     leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
     pool = StepPool(
@@ -278,7 +293,7 @@ def _spare(parts: _Parts, settings: Settings) -> Executor:
     )
     executor = Executor(pool, leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds)
     pool.deliver = executor.deliver
-    return executor
+    return executor, pool, leases
 
 
 def _claimable(row: NodeRun) -> bool:

@@ -56,6 +56,7 @@ class RoleProcess:
     index: int
     folder: DataFolder
     environment: Mapping[str, str]
+    module: str = "infra.cli"
     child: subprocess.Popen[bytes] | None = None
     deaths: int = field(default=0)
 
@@ -68,7 +69,7 @@ class RoleProcess:
         return self.folder.path / "log" / f"{self.name}.log"
 
     async def start(self) -> None:
-        self.child = spawn([sys.executable, "-m", "infra.cli", self.role], log=self.log, environment=self.environment)
+        self.child = spawn([sys.executable, "-m", self.module, self.role], log=self.log, environment=self.environment)
         self.folder.record_process(self.role, self.index, self.child.pid, self.log)
 
     def exit_status(self) -> int | None:
@@ -89,14 +90,28 @@ class Server:
 
 
 class Supervisor:
-    """Runs a whole stack in the foreground; `run` returns once everything has stopped."""
+    """Runs a whole stack in the foreground; `run` returns once everything has stopped.
+
+    `role_module` is what a role process runs, its role the only argument. What lived for `healthy_seconds`
+    is started again at once when it ends.
+    """
 
     def __init__(
-        self, settings: Settings, *, workers: int, executors: int, say: Say, progress: Progress | None = None
+        self,
+        settings: Settings,
+        *,
+        workers: int,
+        executors: int,
+        say: Say,
+        progress: Progress | None = None,
+        role_module: str = "infra.cli",
+        healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self._settings = settings
         self._counts: dict[RoleName, int] = {"worker": workers, "executor": executors, "gateway": 1}
         self._say = say
+        self._role_module = role_module
+        self._healthy_seconds = healthy_seconds
         self._stack = EmbeddedStack(
             settings.data_dir,
             with_postgres=settings.database_url is None,
@@ -127,6 +142,11 @@ class Supervisor:
                 await self._asked_to_stop.wait()
         finally:
             await self._stop()
+
+    @property
+    def settings(self) -> Settings:
+        """As the roles have them: with the addresses of the servers once these run."""
+        return self._settings
 
     @property
     def gateway_url(self) -> str:
@@ -169,7 +189,7 @@ class Supervisor:
         )
         environment = self._role_environment()
         self._roles = [
-            RoleProcess(role, index, self._stack.folder, environment)
+            RoleProcess(role, index, self._stack.folder, environment, self._role_module)
             for role, count in self._counts.items()
             for index in range(count)
         ]
@@ -228,18 +248,21 @@ class Supervisor:
             if status is None:
                 await asyncio.sleep(0.05)
                 continue
-            if monotonic() - started > HEALTHY_SECONDS:
+            if monotonic() - started > self._healthy_seconds:
                 back_off = BACK_OFF_SECONDS_MIN
             self._say(f"{unit.name} ended ({_how(status)}); starting it again in {back_off:g} s")
             if isinstance(unit, RoleProcess):
                 unit.deaths += 1
-            await asyncio.sleep(back_off)
-            back_off = min(back_off * 2, BACK_OFF_SECONDS_MAX)
-            started = monotonic()
-            try:
-                await unit.start()
-            except StackError as error:
-                self._say(f"{unit.name}: {error}")
+            running = False
+            while not running:  # A server that did not start has no exit status: nobody else would try again.
+                await asyncio.sleep(back_off)
+                back_off = min(back_off * 2, BACK_OFF_SECONDS_MAX)
+                started = monotonic()
+                try:
+                    await unit.start()
+                    running = True
+                except StackError as error:
+                    self._say(f"{unit.name}: {error}")
 
     async def _until_ready(self) -> None:
         until = monotonic() + READY_SECONDS_MAX
