@@ -12,7 +12,11 @@ Readings chosen where the rules leave room:
   cancelled when it is withdrawn; one that became able to run in the same breath may be skipped, or after a
   failure stay without an end.
 - `inputs.*` are the inputs as given; defaults show in the output of `start`, which is merged into `state`.
-- No completed `end`: the output is that of the sinks. No case of an if-else matches: route "false".
+- No completed `end`: the output is that of the sinks, completed node runs (in loop bodies too) none of whose
+  edges was taken; of one node the last counts; without a sink, that of the last completed node run.
+- No case of an if-else matches: `condition_result` false and route "false".
+- `nodes.X` is X's last completed run, so a failed node, handled or not, is not seen there.
+- A join with a delay passes, and withdraws, when the delay is over.
 - A value that cannot be evaluated fails its node with `evaluation_failed`, which obeys the retry policy.
 - While the run is failing or cancelled nothing is retried and nothing is skipped; `on_error` still holds. A
   leased step that never answers ends `failed` with `lease_lost` and is compensated after the failed node.
