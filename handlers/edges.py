@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -37,14 +37,13 @@ class Enabled:
 class Resolution:
     """Resolves edges against a run's marks. What it finds: `marks` (changed ones) and `enabled`, in order."""
 
-    def __init__(
-        self, rows: Rows, program: Program, run_id: str, counts: Callable[[int], bool] | None
-    ) -> None:
+    def __init__(self, rows: Rows, program: Program, run_id: str, counts: Callable[[int], bool] | None) -> None:
         self._rows = rows
         self._program = program
         self._run_id = run_id
         self._counts = counts
         self._changed: dict[str, MarkSet] = {}
+        self._passed: dict[tuple[tuple[int, ...], Iteration], frozenset[int]] = {}
         self.enabled: list[Enabled] = []
 
     @property
@@ -72,7 +71,30 @@ class Resolution:
         """The last completed node run of a loop's node that others read; empty if there is none."""
         return self._mark(derive(self._run_id, f"latest:{node_id}")).note
 
-    def gate_id(self, node: Node, iteration: Iteration) -> str:
+    def pass_early(self, join: Node, iteration: Iteration) -> bool:
+        """Note that a join has completed with edges still to come; False if none are."""
+        mark = self._mark(self._gate_id(join, iteration))
+        if not mark.note or mark.resolved >= self._count(join.incoming):
+            return False  # A loop's head has no gate in later iterations.
+        self._set(mark, note="early")
+        return True
+
+    def covered(self, node: Node, iteration: Iteration) -> bool:
+        """Whether every path from here meets a join that has passed early; inner loops are met in iteration 1."""
+        passed = self._passed.get((node.loops, iteration))
+        if passed is None:
+            passed = self._passed[node.loops, iteration] = frozenset(self._passed_early(node.loops, iteration))
+        return bool(passed) and node.index in self._program.covered(passed)
+
+    def _passed_early(self, loops: tuple[int, ...], iteration: Iteration) -> Iterator[int]:
+        for index in self._program.early_joins:
+            join = self._program.nodes[index]
+            shared = sum(one == other for one, other in zip(loops, join.loops, strict=False))
+            at = (*iteration[:shared], *(1,) * (len(join.loops) - shared))
+            if self._mark(self._gate_id(join, at)).note == "early":
+                yield index
+
+    def _gate_id(self, node: Node, iteration: Iteration) -> str:
         return derive(self._run_id, f"gate:{node.index}:{iteration_text(iteration)}")
 
     def _beyond(self, edge: Edge, iteration: Iteration, taken: bool) -> None:
@@ -89,8 +111,8 @@ class Resolution:
         if total == 1:
             self._enable(node, iteration, "run" if taken else "skip")
             return
-        mark = self._mark(self.gate_id(node, iteration))
-        if mark.note == "passed":
+        mark = self._mark(self._gate_id(node, iteration))
+        if mark.note:
             return
         resolved, arrived = mark.resolved + 1, mark.taken + taken
         verdict = _verdict(node, resolved, arrived, total)
@@ -143,11 +165,7 @@ class Resolution:
         if changed is not None:
             return changed
         row = self._rows.get(Mark, id)
-        return (
-            MarkSet(id=id)
-            if row is None
-            else MarkSet(id=id, resolved=row.resolved, taken=row.taken, note=row.note)
-        )
+        return MarkSet(id=id) if row is None else MarkSet(id=id, resolved=row.resolved, taken=row.taken, note=row.note)
 
     def _set(
         self, mark: MarkSet, *, resolved: int | None = None, taken: int | None = None, note: str | None = None

@@ -11,12 +11,12 @@ import orjson
 from bus.decider import After, Decision, Meta, Rows
 from handlers.edges import Enabled, Iteration, Resolution, iteration_text, parse_iteration
 from handlers.evaluate import NodeError, check_size, evaluate
-from projections.runtime import Mark, NodeRun, Run
+from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
 from schemas.expressions import EvaluationError
 from schemas.graph import Node, Program
 from schemas.messages import JsonObject
-from schemas.node_types import Join, RetryPolicy
+from schemas.node_types import RetryPolicy
 from schemas.runtime import RUN_ENDED, VALUE_BYTES_MAX, Failure, node_run_id
 
 NODES_PER_MESSAGE_MAX = 256
@@ -48,6 +48,7 @@ class Progress:
         self._share = share
         self._queue: deque[Enabled] = deque()
         self._counts: Callable[[int], bool] | None = None
+        self._superfluous: frozenset[int] | None = None
 
     @property
     def run(self) -> Run:
@@ -94,22 +95,21 @@ class Progress:
 
     def _begin(self, enabled: Enabled) -> Iterator[Decision]:
         node, iteration = enabled.node, enabled.iteration
-        if node.index in self._coverable() and self._row(node, iteration) is not None:
-            return  # An early join has already skipped it.
-        if enabled.why == "skip":
+        covered = False
+        if node.index in self._coverable():
+            if self._row(node, iteration) is not None:
+                return  # It was skipped when a join passed early.
+            covered = self._resolution().covered(node, iteration)
+        if covered or enabled.why == "skip":
             self._share -= 1
-            resolution = self._resolve(node, iteration, lambda label: False)
-            yield wire.NodeSkipped(**self._names(node, iteration), marks=resolution.marks)
-            self._queue.extend(resolution.enabled)
+            yield self._skip(node, iteration)
         elif enabled.why != "run":
             message = {
                 "max_iterations_exceeded": "the loop wanted more iterations than max_iterations",
                 "join_unreachable": "fewer edges than n can still be taken",
             }[enabled.why]
             error = NodeError(enabled.why, message, retryable=False)
-            yield from self.failed(
-                node, iteration, None, error, leaving=enabled.why == "max_iterations_exceeded"
-            )
+            yield from self.failed(node, iteration, None, error, leaving=enabled.why == "max_iterations_exceeded")
         elif node.config.delay_seconds:
             due_at = self._meta.at + node.config.delay_seconds
             yield self._scheduled(enabled, ready=False, due_at=due_at)
@@ -131,9 +131,7 @@ class Progress:
                 if updates:
                     check_size({**self.run.state, **updates})
             elif not self._available(node):
-                raise NodeError(
-                    "node_type_unavailable", f"{node.type} nodes cannot run here yet", retryable=False
-                )
+                raise NodeError("node_type_unavailable", f"{node.type} nodes cannot run here yet", retryable=False)
             else:
                 yield self._step(node, iteration, row, scope)
                 return
@@ -194,7 +192,7 @@ class Progress:
         if row is not None and "/" in row.path:
             yield wire.NodeCompleted(**names, output=output, output_text=text, **self._said(row, said))
             return
-        resolution = None
+        resolution, early = None, False
         taken: list[int] = []
         if going:
 
@@ -204,6 +202,8 @@ class Progress:
             resolution = self._resolve(node, iteration, takes, leaving=leaving, taken=taken)
             if node.id in self._program.latest:
                 resolution.remember(node.id, names["node_run_id"])
+            if node.index in self._program.early_joins and error is None:
+                early = resolution.pass_early(node, iteration)
         yield wire.NodeCompleted(
             **names,
             output=output,
@@ -218,8 +218,8 @@ class Progress:
         )
         if resolution:
             self._queue.extend(resolution.enabled)
-            if isinstance(node.config, Join) and node.config.join_policy != "all_completed":
-                yield from self._cover(node, iteration)
+            if early:
+                yield from self._cover()
 
     def failed(
         self,
@@ -246,24 +246,26 @@ class Progress:
         ending = {**names, "error": failure, "output": output, "output_text": text, **self._said(row, said)}
         if compensation or not going:
             lost = error.code == "lease_lost" and not compensation
-            compensable = lost and node.compensation is not None and self.run.compensates
-            yield wire.NodeFailed(**ending, compensable=compensable)
+            if lost or node.config.on_error == "fail" or (self._handles(node) and not compensation):
+                compensable = lost and node.compensation is not None and self.run.compensates
+                yield wire.NodeFailed(**ending, compensable=compensable)
+            else:
+                yield from self.completed(node, iteration, row, _default_output(node), text, error=failure, said=said)
             return
         taken: list[int] = []
-        resolution = self._resolve(
-            node, iteration, lambda label: label == "failed", leaving=leaving, taken=taken
-        )
+        resolution = self._resolve(node, iteration, lambda label: label == "failed", leaving=leaving, taken=taken)
         if taken:
             yield wire.NodeFailed(**ending, handled=True, marks=resolution.marks)
             self._queue.extend(resolution.enabled)
         elif node.config.on_error != "fail":
-            default = (node.config.default_output or {}) if node.config.on_error == "default" else {}
-            yield from self.completed(
-                node, iteration, row, default, text, error=failure, leaving=leaving, said=said
-            )
+            output = _default_output(node)
+            yield from self.completed(node, iteration, row, output, text, error=failure, leaving=leaving, said=said)
         else:
             yield wire.NodeFailed(**ending)
             yield from self.fail_run(failure, names["node_run_id"], compensable=node.compensation is not None)
+
+    def _handles(self, node: Node) -> bool:
+        return any(self._program.edges[index].label == "failed" for index in node.outgoing)
 
     def _retry(
         self,
@@ -304,66 +306,39 @@ class Progress:
         yield wire.NodeSkipped(node_run_id=row.id, marks=resolution.marks)
         self._queue.extend(resolution.enabled)
 
-    def _cover(self, join: Node, iteration: Iteration) -> Iterator[Decision]:
-        """A join passed early: cancel or skip the nodes all of whose paths go through joins that have passed."""
-        depth = len(iteration) - (1 if self._heads(join) else 0)
-        scope, loops = iteration[:depth], join.loops[:depth]
-        passed = frozenset(node.index for node in self._joins(loops) if self._passed(node, scope))
-        covered = self._program.covered(passed)
-        for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
-            node = self._node(row)
-            at = self._iteration(row)
-            if (
-                node.index in covered
-                and "/" not in row.path
-                and at[:depth] == scope
-                and node.loops[:depth] == loops
-            ):
-                resolution = self._resolve(node, at, lambda label: False)
+    def _cover(self) -> Iterator[Decision]:
+        """A join passed early: all that leads to such joins only ends now, whether it has begun or not."""
+        rows = [row for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq) if "/" not in row.path]
+        in_flight = [self.place(row) for row in rows] + [(each.node, each.iteration) for each in self._queue]
+        for row in rows:
+            node, iteration = self.place(row)
+            if self._resolution().covered(node, iteration):
+                resolution = self._resolve(node, iteration, lambda label: False)
                 yield wire.NodeCancelled(node_run_id=row.id, marks=resolution.marks)
                 self._queue.extend(resolution.enabled)
-        for index in sorted(covered):
-            node = self._program.nodes[index]
-            at = scope
-            if len(node.loops) == depth + 1 and self._heads(node) and node.loops[:depth] == loops:
-                at = (*scope, 1)
-            elif node.loops != loops:
-                continue
-            if not self._reaches(index) or self._row(node, at) is not None:
-                continue
-            resolution = self._resolve(node, at, lambda label: False)
-            yield wire.NodeSkipped(**self._names(node, at), marks=resolution.marks)
-            self._queue.extend(resolution.enabled)
+        now = self._resolution()
+        waiting = [
+            (node, iteration)
+            for node in (self._program.nodes[index] for index in sorted(self._coverable()))
+            for iteration in _open_iterations(node, in_flight)
+            if self._reaches(node.index) and now.covered(node, iteration)
+        ]
+        self._rows.want(NodeRun, [self._names(*place)["node_run_id"] for place in waiting])
+        for node, iteration in waiting:
+            if self._row(node, iteration) is None:
+                yield self._skip(node, iteration)
 
-    def _heads(self, node: Node) -> bool:
-        return bool(node.loops) and self._program.loops[node.loops[-1]].head == node.index
-
-    def _joins(self, loops: tuple[int, ...]) -> Iterator[Node]:
-        """The joins whose forward edges resolve at this level of loops."""
-        for node in self._program.nodes:
-            level = node.loops[:-1] if self._heads(node) else node.loops
-            if node.type == "join" and level == loops:
-                yield node
-
-    def _passed(self, join: Node, scope: Iteration) -> bool:
-        at = (*scope, 1) if self._heads(join) else scope
-        if len(join.incoming) == 1:
-            row = self._row(join, at)
-            return row is not None and row.status == "completed"
-        gate = Resolution(self._rows, self._program, self._run_id, None).gate_id(join, at)
-        mark = self._rows.get(Mark, gate)
-        return mark is not None and mark.note == "passed" and mark.taken > 0
+    def _skip(self, node: Node, iteration: Iteration) -> wire.NodeSkipped:
+        resolution = self._resolve(node, iteration, lambda label: False)
+        self._queue.extend(resolution.enabled)
+        return wire.NodeSkipped(**self._names(node, iteration), marks=resolution.marks)
 
     def _coverable(self) -> frozenset[int]:
-        early = frozenset(
-            node.index
-            for node in self._program.nodes
-            if isinstance(node.config, Join) and node.config.join_policy != "all_completed"
-        )
-        if not early:
-            return early
-        joins = frozenset(node.index for node in self._program.nodes if node.type == "join")
-        return self._program.covered(joins) | joins
+        """The nodes that an early join could ever make superfluous."""
+        if self._superfluous is None:
+            early = frozenset(self._program.early_joins)
+            self._superfluous = self._program.covered(early) | early if early else early
+        return self._superfluous
 
     # --- ends of runs ----------------------------------------------------------------------------------------
 
@@ -417,9 +392,7 @@ class Progress:
         error = Failure.model_validate(run.error or {"code": "cancelled"})
         if run.compensation_failed:
             message = f"a compensation failed after {error.code}: {error.message}"
-            return wire.RunFailed(
-                error=Failure(code="compensation_failed", message=message, node_id=error.node_id)
-            )
+            return wire.RunFailed(error=Failure(code="compensation_failed", message=message, node_id=error.node_id))
         if run.status == "cancelling":
             return wire.RunCancelled()
         return wire.RunCompensated(error=error) if run.compensations else wire.RunFailed(error=error)
@@ -431,9 +404,7 @@ class Progress:
         output = self.output()
         size = len(orjson.dumps(output))
         if size > VALUE_BYTES_MAX:
-            error = Failure(
-                code="output_too_large", message=f"{size} bytes of output, at most {VALUE_BYTES_MAX}"
-            )
+            error = Failure(code="output_too_large", message=f"{size} bytes of output, at most {VALUE_BYTES_MAX}")
             yield from self.fail_run(error, None, compensable=False)
         else:
             yield wire.RunCompleted(output=output, output_text=run.output_text)
@@ -481,17 +452,18 @@ class Progress:
         taken: list[int] | None = None,
     ) -> Resolution:
         """All edges out of a node at once. `leaving`: only those that leave its loop can be taken."""
-        resolution = Resolution(self._rows, self._program, self._run_id, self._counts_of())
+        resolution = self._resolution()
         edges = [self._program.edges[index] for index in node.outgoing]
-        may = {
-            edge.index: takes(edge.label) and (not leaving or node.loops[-1] in edge.exits) for edge in edges
-        }
+        may = {edge.index: takes(edge.label) and (not leaving or node.loops[-1] in edge.exits) for edge in edges}
         if taken is not None:
             taken.extend(index for index in may if may[index])
         # What is taken leaves a loop before a back edge that is not taken ends it.
         for edge in sorted(edges, key=lambda edge: (not may[edge.index], edge.back_of is not None)):
             resolution.edge(edge, iteration, may[edge.index])
         return resolution
+
+    def _resolution(self) -> Resolution:
+        return Resolution(self._rows, self._program, self._run_id, self._counts_of())
 
     def _counts_of(self) -> Callable[[int], bool] | None:
         """Which nodes can run at all, if the run began in the middle of the graph."""
@@ -526,9 +498,7 @@ class Progress:
             scope["nodes"] = {}
         return scope
 
-    def _outputs(
-        self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...] | None
-    ) -> JsonObject:
+    def _outputs(self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...] | None) -> JsonObject:
         ids: dict[str, str] = {}
         for name in sorted(references):
             other = self._program.nodes[self._program.by_id[name]]
@@ -538,7 +508,7 @@ class Progress:
             elif loops is not None and loops[:depth] == other.loops:
                 ids[name] = node_run_id(self._run_id, name, iteration_text(iteration[:depth]))
             else:
-                mark = Resolution(self._rows, self._program, self._run_id, None).latest(name)
+                mark = self._resolution().latest(name)
                 if mark:
                     ids[name] = mark
         self._rows.want(NodeRun, ids.values())
@@ -591,6 +561,20 @@ class Progress:
         elif row.started_at:
             ending["started_at"] = row.started_at
         return ending
+
+
+def _default_output(node: Node) -> JsonObject:
+    return (node.config.default_output or {}) if node.config.on_error == "default" else {}
+
+
+def _open_iterations(node: Node, in_flight: list[tuple[Node, Iteration]]) -> list[Iteration]:
+    """The iterations in which a node may be still to come: the first of each loop inside what is in flight."""
+    depth = len(node.loops)
+    found = {(1,) * depth}
+    for other, iteration in in_flight:
+        shared = sum(one == another for one, another in zip(node.loops, other.loops, strict=False))
+        found.add((*iteration[:shared], *(1,) * (depth - shared)))
+    return sorted(found)
 
 
 def _reachable(program: Program, start: int) -> frozenset[int]:

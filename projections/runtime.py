@@ -102,7 +102,8 @@ class NodeRun:
 class Mark:
     """A counter of a run that outlives one node run.
 
-    Of a node with several incoming edges: how many are resolved and taken, note `passed` once it is decided.
+    Of a node with several incoming edges: how many are resolved and taken; note `passed` once it is decided,
+    `early` once a join has completed before all of them were resolved.
     Of a loop's iteration: the same for its back edges. Of a loop instance: note lists the exits taken, or
     `ended`. Of a loop's node that others read: note is the id of its last completed node run.
     """

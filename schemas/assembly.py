@@ -8,7 +8,7 @@ from typing import Final
 
 from schemas.control_flow import Fault, Shape, analyse
 from schemas.dsl_reader import Draft, Reader
-from schemas.graph import ForeignReference, Node, Program, latest, node_reads, onward, wire
+from schemas.graph import ForeignReference, Node, Program, early_joins, latest, node_reads, onward, wire
 from schemas.node_types import FOREIGN_IDS, Join
 from schemas.problems import pointer_of
 
@@ -140,6 +140,7 @@ def build_program(reader: Reader, shape: Shape) -> Program:
         starts=tuple(shape.starts),
         latest=latest(nodes),
         foreign=tuple(_foreign(drafts)),
+        early_joins=early_joins(nodes),
         _onward=onward(nodes, wiring.edges, wiring.loops),
     )
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from schemas.control_flow import NaturalLoop
 from schemas.expressions import Expression
-from schemas.node_types import NodeConfig, NodeKind
+from schemas.node_types import Join, NodeConfig, NodeKind
 from schemas.templates import Template, Value
 
 COVERED_MEMO_MAX: Final = 32  # An entry may hold 2 000 nodes.
@@ -87,6 +87,8 @@ class Program:
     latest: frozenset[str]
     """Ids of nodes in loops that some node reads: of several completed runs the last one counts."""
     foreign: tuple[ForeignReference, ...]
+    early_joins: tuple[int, ...]
+    """Joins that may pass before all their edges are resolved."""
     _onward: Onward = field(repr=False, compare=False)
     _memo: dict[frozenset[int], frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -204,6 +206,14 @@ def wire(
 
 def _frozen(lists: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(each) for each in lists)
+
+
+def early_joins(nodes: Sequence[Node]) -> tuple[int, ...]:
+    return tuple(
+        node.index
+        for node in nodes
+        if isinstance(node.config, Join) and node.config.join_policy != "all_completed" and len(node.incoming) > 1
+    )
 
 
 def node_reads(paths: frozenset[tuple[str, ...]]) -> frozenset[str]:
