@@ -46,18 +46,25 @@ def up(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    tickets: Annotated[int, typer.Option(min=1, max=100_000, help="Tickets sent by Kafka")] = 1_000,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes")] = 2,
+) -> None:
     """Start everything in a fresh folder, run the guided example, stop."""
     import tempfile
+
+    from rich.console import Console
 
     from infra.demo import DemoFailed, run_demo
     from infra.stack import Supervisor
 
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
     async def run(folder: str) -> None:
         settings = load_settings(data_dir=Path(folder), gateway_port=0, auth_required=False)
         with _FetchProgress() as progress:
-            stack = Supervisor(settings, workers=1, executors=1, say=say, progress=progress)
-            await stack.run(once_ready=lambda url: run_demo(url, lambda: stack.pid_of("worker"), say))
+            stack = Supervisor(settings, workers=workers, executors=0, say=say, progress=progress)
+            await stack.run(once_ready=lambda _: run_demo(stack, tickets, console))
 
     with tempfile.TemporaryDirectory(prefix="ap-demo-", ignore_cleanup_errors=True) as folder:
         try:

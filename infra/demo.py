@@ -1,108 +1,330 @@
-"""The guided example of `make demo`: a workflow goes on although its worker is killed in the middle."""
+"""The guided example of `ap demo`: tickets are sorted by a workflow, and a worker is killed in the middle."""
+
+from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
 
+import asyncpg
 import httpx
+import orjson
+from aiokafka import AIOKafkaProducer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
-Say = Callable[[str], None]
+from infra.settings import Settings
+from schemas.envelope import Envelope
+from schemas.messages import JsonObject
+from schemas.runtime import RUN_ENDED, CreateRun
+from schemas.topics import INGRESS, partition_of
 
-WAIT_SECONDS_MAX = 60.0
-POLL_SECONDS = 0.2
-ENDED = ("completed", "failed", "cancelled", "compensated")
-
-DSL: dict[str, Any] = {
-    "nodes": [
-        {"id": "start", "type": "start", "config": {"inputs": {"amount": {"type": "number", "required": True}}}},
-        {
-            "id": "score",
-            "type": "code",
-            "config": {
-                "language": "python",
-                "code": "result = {'score': min(100, payload['amount'] // 10)}",
-                "input_json": {"amount": "{{inputs.amount}}"},
-            },
-        },
-        {
-            "id": "cool-down",
-            "type": "template-transform",
-            "config": {"template": "score {{nodes.score.output.result_json.score}}", "delay_seconds": 3},
-        },
-        {"id": "check", "type": "if-else", "config": {"expression": "nodes.score.output.result_json.score >= 50"}},
-        {"id": "accept", "type": "answer", "config": {"template": "Accepted with {{nodes.cool-down.text}}."}},
-        {"id": "decline", "type": "answer", "config": {"template": "Declined with {{nodes.cool-down.text}}."}},
-        {"id": "end", "type": "end", "config": {"outputs": {"score": "{{nodes.score.output.result_json.score}}"}}},
-    ],
-    "edges": [
-        {"source": "start", "target": "score"},
-        {"source": "score", "target": "cool-down"},
-        {"source": "cool-down", "target": "check"},
-        {"source": "check", "target": "accept", "condition": "true"},
-        {"source": "check", "target": "decline", "condition": "false"},
-        {"source": "accept", "target": "end"},
-        {"source": "decline", "target": "end"},
-    ],
-}
+EXAMPLES = Path(__file__).with_name("examples")
+TENANT = "demo"
+WAIT_SECONDS_MAX = 90.0
+POLL_SECONDS = 0.1
+KILL_AT = 0.3
+"""The worker is killed once this share of the tickets is done."""
+SENT_TWICE = 0.05
+"""The share of the records that is published a second time, as a publisher does that saw no acknowledgement."""
+BARS = "▁▂▃▄▅▆▇█"
 
 
 class DemoFailed(Exception):
     """The example did not end as it must."""
 
 
-async def run_demo(gateway_url: str, worker_pid: Callable[[], int], say: Say) -> None:
-    """Publish a workflow, start two runs, kill the worker between two nodes, show how both end."""
-    async with httpx.AsyncClient(base_url=f"{gateway_url}/gateway", timeout=40) as client:
-        workflow = await _publish(client, say)
-        runs = {amount: await _start(client, workflow, amount) for amount in (720, 90)}
-        say(f"Two runs started: {', '.join(runs.values())}")
-        await asyncio.sleep(1)
-        pid = worker_pid()
-        say(f"Killing the worker, process {pid}, with kill -9 while both runs are under way")
-        os.kill(pid, signal.SIGKILL)
-        for amount, expected in ((720, "Accepted with score 72."), (90, "Declined with score 9.")):
-            run = await _until_ended(client, runs[amount])
-            say(f"amount {amount}: {run['status']}, {run['output_text']!r}, {run['output_json']}")
-            if run["status"] != "completed" or run["output_text"] != expected:
-                raise DemoFailed(f"expected {expected!r}, and got {run}")
-    say("Nothing was lost and nothing happened twice.")
+class Stack(Protocol):
+    """The running stack, as far as the example needs it."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def gateway_url(self) -> str: ...
+    def pid_of(self, role: Any) -> int: ...
 
 
-async def _publish(client: httpx.AsyncClient, say: Say) -> str:
-    app = await _post(client, "/workflows/apps", {"code": "demo", "name": "Demo"})
-    workflow = await _post(client, "/workflows", {"app_id": app["id"], "code": "scoring", "name": "Scoring"})
-    version = await _post(client, "/workflows/versions", {"workflow_id": workflow["id"], "dsl_json": DSL})
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One line of tickets.jsonl: the inputs of a run, and what a person would decide about it."""
+
+    inputs: JsonObject
+    expected: JsonObject
+
+
+def read_tickets(count: int) -> list[Ticket]:
+    """`count` tickets, numbered; the lines of the file over and over."""
+    lines = (EXAMPLES / "tickets.jsonl").read_text("utf-8").splitlines()
+    rows = [orjson.loads(line) for line in lines]
+    tickets = []
+    for n in range(count):
+        row = dict(rows[n % len(rows)])
+        expected = row.pop("expected")
+        tickets.append(Ticket({"ticket": f"T-{n + 1}", **row}, expected))
+    return tickets
+
+
+async def run_demo(stack: Stack, count: int, console: Console) -> None:
+    """Publish the workflow, run it once by HTTP, then `count` times by Kafka. Raises DemoFailed."""
+    tickets = read_tickets(count)
+    async with httpx.AsyncClient(
+        base_url=f"{stack.gateway_url}/gateway", headers={"x-tenant-id": TENANT}, timeout=40
+    ) as client:
+        workflow = await _publish(client, console)
+        await _one_run(client, workflow, tickets[0], console)
+    database = await asyncpg.connect(stack.settings.required_database_url)
+    try:
+        await _burst(stack, database, workflow, tickets, console)
+        await _show_results(database, workflow, tickets, console)
+    finally:
+        await database.close()
+    await _verify(stack.settings, console)
+
+
+# --- one run by HTTP -----------------------------------------------------------------------------------------
+
+
+async def _publish(client: httpx.AsyncClient, console: Console) -> str:
+    dsl = orjson.loads((EXAMPLES / "triage.json").read_bytes())
+    app = await _post(client, "/workflows/apps", {"code": "support", "name": "Support 客服"})
+    workflow = await _post(client, "/workflows", {"app_id": app["id"], "code": "triage", "name": "Ticket triage"})
+    version = await _post(client, "/workflows/versions", {"workflow_id": workflow["id"], "dsl_json": dsl})
     await _post(client, f"/workflows/versions/{version['id']}/publish", {})
-    say(f"Workflow published, {len(DSL['nodes'])} nodes: {workflow['id']}")
+    console.print(
+        f"\n[bold]1[/] Workflow published: {len(dsl['nodes'])} nodes that mask personal data in a loop, find topic"
+        " and urgency\n  in parallel, join, branch, and answer in the ticket's language (infra/examples/triage.json)"
+    )
     return str(workflow["id"])
 
 
-async def _start(client: httpx.AsyncClient, workflow: str, amount: int) -> str:
-    run = await _post(client, "/runtime/runs", {"workflow_id": workflow, "inputs": {"amount": amount}})
-    return str(run["id"])
+async def _one_run(client: httpx.AsyncClient, workflow: str, ticket: Ticket, console: Console) -> None:
+    run = await _post(client, "/runtime/runs", {"workflow_id": workflow, "inputs": ticket.inputs})
+    run = await _until_ended(client, run["id"])
+    if run["status"] != "completed" or not _as_expected(run["output_json"], ticket):
+        raise DemoFailed(f"expected {ticket.expected} and got {run}")
+    page = await _get(client, f"/runtime/node-runs?run_id={run['id']}&limit=200")
+    console.print(f"\n[bold]2[/] One ticket by HTTP: POST /gateway/runtime/runs, {len(page['items'])} node runs")
+    console.print(_timeline(page["items"]))
+    console.print(f"  Answer: {run['output_text']}", markup=False)
 
 
-async def _until_ended(client: httpx.AsyncClient, run_id: str) -> dict[str, Any]:
-    answered = "never answered"
-    for _ in range(int(WAIT_SECONDS_MAX / POLL_SECONDS)):
-        response = await client.get(f"/runtime/runs/{run_id}")
-        answered = response.text[:500]
-        if response.is_success:
-            run: dict[str, Any] = response.json()
-            if run["status"] in ENDED:
-                return run
-        await asyncio.sleep(POLL_SECONDS)
-    raise DemoFailed(f"run {run_id} did not end within {WAIT_SECONDS_MAX:g} seconds: {answered}")
+def _timeline(node_runs: Sequence[JsonObject]) -> Table:
+    """The node runs in the order of their start, in milliseconds from the first."""
+    table = Table(box=None, padding=(0, 1, 0, 2), header_style="dim")
+    for name, width in (("node", 9), ("no.", 3), ("type", 18), ("status", 9)):
+        table.add_column(name, min_width=width, no_wrap=True)
+    for name in ("start ms", "took ms"):
+        table.add_column(name, min_width=8, justify="right", no_wrap=True)
+    table.add_column("result", max_width=48, no_wrap=True, overflow="ellipsis")
+    begin = min(_milliseconds(node["started_at"]) for node in node_runs if node["started_at"])
+    for node in sorted(node_runs, key=lambda node: (node["started_at"] or node["ended_at"] or "", node["seq"])):
+        start, end = _milliseconds(node["started_at"]), _milliseconds(node["ended_at"])
+        shown = node["output_text"] or node["route"] or _short(node["output_json"])
+        table.add_row(
+            node["node_id"],
+            node["iteration"],
+            node["node_type"],
+            node["status"],
+            f"{start - begin:.1f}" if start else "",
+            f"{end - start:.1f}" if start and end else "",
+            Text(shown.strip().replace("\n", " ")),
+        )
+    return table
 
 
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def _milliseconds(instant: str | None) -> float:
+    return datetime.fromisoformat(instant).timestamp() * 1_000 if instant else 0.0
+
+
+def _short(output: Mapping[str, Any] | None) -> str:
+    value: Any = output or {}
+    while isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    return orjson.dumps(value).decode() if value else ""
+
+
+# --- many runs by Kafka --------------------------------------------------------------------------------------
+
+
+async def _burst(
+    stack: Stack, database: asyncpg.Connection, workflow: str, tickets: Sequence[Ticket], console: Console
+) -> None:
+    again = int(len(tickets) * SENT_TWICE)
+    console.print(
+        f"\n[bold]3[/] {len(tickets)} tickets by Kafka: one record each on topic `{INGRESS}`, {again} of them twice;"
+        " then kill -9 of a worker"
+    )
+    publishing = asyncio.create_task(_send(stack.settings, workflow, tickets, again))
+    begin = monotonic()
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("tickets answered", total=len(tickets))
+        killed = False
+        while True:
+            started, ended = await _counts(database, workflow)
+            progress.update(task, completed=ended)
+            if not killed and ended >= len(tickets) * KILL_AT:
+                killed = True
+                _kill(stack, started - ended, ended, progress.console)
+            if ended >= len(tickets) and publishing.done():
+                break
+            if monotonic() - begin > WAIT_SECONDS_MAX:
+                raise DemoFailed(f"{ended} of {len(tickets)} runs ended within {WAIT_SECONDS_MAX:g} seconds")
+            await asyncio.sleep(POLL_SECONDS)
+    publishing.result()
+
+
+async def _send(settings: Settings, workflow: str, tickets: Sequence[Ticket], again: int) -> None:
+    """As any outside publisher would: a CloudEvent whose id says which wish it is."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.required_kafka_bootstrap, acks="all", linger_ms=5)
+    await producer.start()
     try:
-        response = await client.post(path, json=body)
+        sent = []
+        for ticket in [*tickets, *tickets[:again]]:
+            number = ticket.inputs["ticket"]
+            command = CreateRun(workflow_id=workflow, session_id=f"burst-{number}", inputs=ticket.inputs)
+            place = partition_of(number, settings.ingress_partitions)
+            sent.append(
+                await producer.send(
+                    settings.topic_prefix + INGRESS,
+                    command.encode(),
+                    key=number.encode(),
+                    partition=place,
+                    headers=Envelope(f"triage-{number}", "runtime.create_run", TENANT).headers(),
+                )
+            )
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+
+
+def _kill(stack: Stack, in_flight: int, ended: int, console: Console) -> None:
+    pid = stack.pid_of("worker")
+    os.kill(pid, signal.SIGKILL)
+    console.print(f"  kill -9 {pid}: a worker is gone, {ended} tickets are answered, {in_flight} are under way")
+
+
+async def _counts(database: asyncpg.Connection, workflow: str) -> tuple[int, int]:
+    """Runs of the burst that were started, and of these the ended ones."""
+    ((started, ended),) = await database.fetch(
+        "SELECT count(*), count(*) FILTER (WHERE status = ANY ($2))"
+        " FROM run WHERE tenant_id = $1 AND workflow_id = $3 AND session_id IS NOT NULL",
+        TENANT,
+        list(RUN_ENDED),
+        workflow,
+    )
+    return started, ended
+
+
+# --- what came of it -----------------------------------------------------------------------------------------
+
+
+async def _show_results(
+    database: asyncpg.Connection, workflow: str, tickets: Sequence[Ticket], console: Console
+) -> None:
+    rows = await database.fetch(
+        "SELECT id, session_id, status, output, created_at, ended_at FROM run"
+        " WHERE tenant_id = $1 AND workflow_id = $2 AND session_id IS NOT NULL",
+        TENANT,
+        workflow,
+    )
+    node_runs = await database.fetchval(
+        "SELECT count(*) FROM node_run WHERE run_id = ANY ($1)", [row["id"] for row in rows]
+    )
+    _check(rows, tickets)
+    begin, end = min(row["created_at"] for row in rows), max(row["ended_at"] for row in rows)
+    seconds = max(end - begin, 0.001)
+    console.print(
+        f"  {len(rows)} tickets, {node_runs} node runs in {seconds:.1f} s, the worker's absence included:"
+        f" {len(rows) / seconds:.0f} tickets/s, {node_runs / seconds:.0f} node runs/s"
+    )
+    console.print(f"  answered each half second: {_bars([row['ended_at'] - begin for row in rows], seconds)}")
+    console.print("\n[bold]4[/] Results: every ticket answered once, in the queue and priority that a person chose")
+    console.print(_result_table([orjson.loads(row["output"]) for row in rows]))
+
+
+def _check(rows: Sequence[Any], tickets: Sequence[Ticket]) -> None:
+    """Each ticket has exactly one run, completed, with what its line in the file expects."""
+    by_number = {ticket.inputs["ticket"]: ticket for ticket in tickets}
+    seen = Counter(row["session_id"].removeprefix("burst-") for row in rows)
+    wanted = Counter(by_number.keys())
+    if seen != wanted:
+        raise DemoFailed(f"lost: {sorted(wanted - seen)}, doubled: {sorted(seen - wanted)}")
+    for row in rows:
+        ticket = by_number[row["session_id"].removeprefix("burst-")]
+        if row["status"] != "completed" or not _as_expected(orjson.loads(row["output"]), ticket):
+            raise DemoFailed(f"run {row['id']} is {row['status']} with {row['output']!r}, not {ticket.expected}")
+
+
+def _as_expected(output: JsonObject, ticket: Ticket) -> bool:
+    return all(output[name] == value for name, value in ticket.expected.items())
+
+
+def _bars(ended: Sequence[float], seconds: float) -> str:
+    counts = Counter(int(at * 2) for at in ended)
+    highest = max(counts.values())
+    steps = [counts[n] for n in range(int(seconds * 2) + 1)]
+    return "".join(BARS[round(count / highest * (len(BARS) - 1))] if count else "_" for count in steps)
+
+
+def _result_table(outputs: Sequence[JsonObject]) -> Table:
+    priorities = ("urgent", "high", "normal")
+    counts = Counter((output["queue"], output["priority"]) for output in outputs)
+    table = Table(box=None, padding=(0, 1, 0, 2), header_style="dim")
+    table.add_column("queue")
+    for name in (*priorities, "tickets"):
+        table.add_column(name, justify="right")
+    for queue in sorted({output["queue"] for output in outputs}):
+        row = [counts[queue, priority] for priority in priorities]
+        table.add_row(queue, *map(str, row), str(sum(row)))
+    return table
+
+
+async def _verify(settings: Settings, console: Console) -> None:
+    from infra.verify import verify
+
+    report = await verify(settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix)
+    if not report.clean:
+        raise DemoFailed(f"ap verify: {report.violations}")
+    console.print("\n[bold]5[/] ap verify: clean. Nothing was lost and nothing happened twice.")
+
+
+# --- HTTP ----------------------------------------------------------------------------------------------------
+
+
+async def _until_ended(client: httpx.AsyncClient, run_id: str) -> JsonObject:
+    until = monotonic() + WAIT_SECONDS_MAX
+    while monotonic() < until:
+        run = await _get(client, f"/runtime/runs/{run_id}")
+        if run["status"] in RUN_ENDED:
+            return run
+        await asyncio.sleep(POLL_SECONDS)
+    raise DemoFailed(f"run {run_id} did not end within {WAIT_SECONDS_MAX:g} seconds")
+
+
+async def _get(client: httpx.AsyncClient, path: str) -> JsonObject:
+    return await _request(client, "GET", path)
+
+
+async def _post(client: httpx.AsyncClient, path: str, body: JsonObject) -> JsonObject:
+    return await _request(client, "POST", path, json=body)
+
+
+async def _request(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> JsonObject:
+    try:
+        response = await client.request(method, path, **more)
     except httpx.TransportError as error:
-        raise DemoFailed(f"POST {path}: {error!r}") from error
+        raise DemoFailed(f"{method} {path}: {error!r}") from error
     if response.status_code not in (200, 201) or "json" not in response.headers.get("content-type", ""):
-        raise DemoFailed(f"POST {path} answered {response.status_code}: {response.text[:500]}")
-    answer: dict[str, Any] = response.json()
+        raise DemoFailed(f"{method} {path} answered {response.status_code}: {response.text[:500]}")
+    answer: JsonObject = response.json()
     return answer
