@@ -1,0 +1,206 @@
+"""The judge: waits until the stack has healed, then compares every run with the end it had to come to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from infra.chaos.roles import EFFECTS
+from infra.chaos.workload import TENANT, Job
+from schemas.runtime import RUN_ENDED
+
+HEAL_SECONDS_MAX = 180.0
+RUN_ENDS = frozenset(f"runtime.run_{status}" for status in RUN_ENDED)
+NODE_ENDS = frozenset(f"runtime.node_{status}" for status in ("completed", "failed", "skipped", "cancelled"))
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+EXAMPLES_MAX = 20
+
+
+@dataclass(slots=True)
+class Verdict:
+    """`violations`: what must never be, by kind, with examples; `figures`: what was looked at."""
+
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        return not self.counts
+
+    def add(self, kind: str, what: str) -> None:
+        self.counts[kind] += 1
+        examples = self.violations.setdefault(kind, [])
+        if len(examples) < EXAMPLES_MAX:
+            examples.append(what)
+
+
+async def unfinished(database: asyncpg.Connection, bootstrap: str, prefix: str = "") -> dict[str, Any]:
+    """What keeps the stack from being at rest: runs, timers, lag, records not known to be on Kafka."""
+    rows = await database.fetch("SELECT status, count(*) AS n FROM run GROUP BY status")
+    found: dict[str, Any] = {f"runs {r['status']}": r["n"] for r in rows if r["status"] not in RUN_ENDED}
+    found["timers"] = await database.fetchval("SELECT count(*) FROM timer")
+    found["unsent"] = await database.fetchval("SELECT coalesce(sum(position - sent), 0)::int8 FROM lane")
+    found["outbox"] = await database.fetchval("SELECT count(*) FROM outbox")
+    found["stopped lanes"] = await database.fetchval("SELECT count(*) FROM lane WHERE stopped <> ''")
+    lanes = await database.fetch("SELECT topic, partition, next_offset FROM lane")
+    ends = await _ends(bootstrap, [TopicPartition(prefix + row["topic"], row["partition"]) for row in lanes])
+    found["lag"] = sum(
+        ends[TopicPartition(prefix + row["topic"], row["partition"])] - row["next_offset"] for row in lanes
+    )
+    return {what: count for what, count in found.items() if count}
+
+
+async def heal(
+    database_url: str, bootstrap: str, prefix: str = "", seconds: float = HEAL_SECONDS_MAX
+) -> dict[str, Any]:
+    """Wait until the stack is at rest twice in a row; says what is left when patience ends (nothing if it healed)."""
+    until = time.monotonic() + seconds
+    left: dict[str, Any] = {"not looked at": 1}
+    at_rest = 0
+    while at_rest < 2 and time.monotonic() < until:
+        await asyncio.sleep(0.5)
+        try:
+            database = await asyncpg.connect(database_url)
+            try:
+                left = await unfinished(database, bootstrap, prefix)
+            finally:
+                await database.close()
+        except (*DATABASE_ERRORS, KafkaError) as error:
+            left = {f"{type(error).__name__}: {error}": 1}
+        at_rest = 0 if left else at_rest + 1
+    return left
+
+
+async def judge(database_url: str, folder: Path, jobs: Mapping[str, Job]) -> Verdict:
+    """Compare what is stored and what happened outside with what each accepted run had to become."""
+    verdict = Verdict()
+    database = await asyncpg.connect(database_url)
+    try:
+        async with database.transaction(isolation="repeatable_read", readonly=True):
+            runs = await _runs(database, verdict, jobs)
+            events = await _events(database, verdict, runs)
+            nodes = await _node_runs(database, verdict, jobs)
+            _effects(verdict, jobs, nodes, events, folder / EFFECTS)
+            await _outcomes(database, verdict, jobs)
+            dead = await database.fetch("SELECT type, code, detail FROM dead_letter")
+            for letter in dead:
+                verdict.add("dead letter", f"{letter['type']} {letter['code']}: {letter['detail'][:200]}")
+            for lane in await database.fetch("SELECT id, stopped FROM lane WHERE stopped <> ''"):
+                verdict.add("stopped lane", f"{lane['id']}: {lane['stopped']}")
+    finally:
+        await database.close()
+    return verdict
+
+
+async def _ends(bootstrap: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None, request_timeout_ms=5_000)
+    try:
+        await asyncio.wait_for(consumer.start(), 10)
+        found: dict[TopicPartition, int] = await asyncio.wait_for(consumer.end_offsets(places), 10)
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> dict[str, int]:
+    """seq by run. Every job must be there once, in its end, and nothing else."""
+    rows = await database.fetch("SELECT id, seq, status, output_text FROM run WHERE tenant_id = $1", TENANT)
+    found = {str(row["id"]): row for row in rows}
+    for id, it in jobs.items():
+        row = found.get(id)
+        if row is None:
+            verdict.add("lost run", f"{id} {it.key} by {it.via}")
+        elif (row["status"], row["output_text"] or None) != (it.expected.status, it.expected.text):
+            verdict.add("wrong end", f"{id} {it.workflow}: {row['status']} {row['output_text']!r}")
+    for id in found.keys() - jobs.keys():
+        verdict.add("run that nobody started", id)
+    verdict.figures["runs"] = len(found)
+    verdict.figures["by status"] = dict(Counter(row["status"] for row in rows))
+    return {id: row["seq"] for id, row in found.items()}
+
+
+@dataclass(slots=True)
+class _OfNode:
+    ends: int = 0
+    requeues: int = 0
+
+
+async def _events(database: Any, verdict: Verdict, runs: Mapping[str, int]) -> dict[str, _OfNode]:
+    """What each node run's events say. Each run's must be 1..n with one terminal event, its last."""
+    seqs: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    nodes: dict[str, _OfNode] = defaultdict(_OfNode)
+    rows = await database.fetch("SELECT aggregate_id, seq, type, data FROM event WHERE type LIKE 'runtime.%'")
+    for row in rows:
+        seqs[str(row["aggregate_id"])].append((row["seq"], row["type"]))
+        if row["type"] in NODE_ENDS:
+            nodes[orjson.loads(row["data"])["node_run_id"]].ends += 1
+        elif row["type"] == "runtime.step_requeued":
+            nodes[orjson.loads(row["data"])["node_run_id"]].requeues += 1
+    for id, seq in runs.items():
+        events = sorted(seqs.get(id, []))
+        if [number for number, _ in events] != list(range(1, seq + 1)):
+            verdict.add("gap in events", f"{id}: {[number for number, _ in events]}, the run is at {seq}")
+        ends = [kind for _, kind in events if kind in RUN_ENDS]
+        if len(ends) != 1:
+            verdict.add("terminal events", f"{id}: {ends}")
+    for id in seqs.keys() - runs.keys():
+        verdict.add("events without a run", id)
+    verdict.figures["events"] = len(rows)
+    verdict.figures["steps repeated"] = sum(node.requeues for node in nodes.values())
+    return nodes
+
+
+async def _node_runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> dict[str, Any]:
+    rows = await database.fetch(
+        "SELECT id, run_id, path, iteration, status, attempt FROM node_run WHERE tenant_id = $1", TENANT
+    )
+    of_run: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in rows:
+        of_run[str(row["run_id"])].append((row["path"], row["status"]))
+    for id, it in jobs.items():
+        if sorted(of_run[id]) != sorted(it.expected.nodes.items()):
+            verdict.add("wrong node runs", f"{id} {it.workflow}: {sorted(of_run[id])}")
+    verdict.figures["node runs"] = len(rows)
+    return {str(row["id"]): row for row in rows}
+
+
+def _effects(
+    verdict: Verdict, jobs: Mapping[str, Job], nodes: Mapping[str, Any], events: Mapping[str, _OfNode], log: Path
+) -> None:
+    """Each effect happened, and again only under a new attempt or after its lease had run out."""
+    happened = Counter(line.split()[0] for line in log.read_text().splitlines()) if log.exists() else Counter()
+    for key in happened.keys() - nodes.keys():
+        verdict.add("effect of nothing", f"{key}: {happened[key]} times")
+    for id, row in nodes.items():
+        it = jobs.get(str(row["run_id"]))
+        of_node = events.get(id, _OfNode())
+        if of_node.ends != 1:
+            verdict.add("terminal events of a node run", f"{id} {row['path']}: {of_node.ends}")
+        allowed = row["attempt"] + of_node.requeues if it and row["path"] in it.expected.effects else 0
+        if happened[id] > allowed:
+            verdict.add("doubled effect", f"{id} {row['path']}: {happened[id]} times, {allowed} allowed")
+        elif allowed and not happened[id]:
+            verdict.add("lost effect", f"{id} {row['path']}")
+    verdict.figures["effects"] = happened.total()
+    verdict.figures["effects repeated"] = happened.total() - len(happened)
+
+
+async def _outcomes(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> None:
+    """Each accepted run has one outcome, and it succeeded."""
+    rows = await database.fetch("SELECT command_id, status FROM command_outcome WHERE type = 'runtime.create_run'")
+    found = {str(row["command_id"]): row["status"] for row in rows}
+    for id, it in jobs.items():
+        if found.get(id) != "succeeded":
+            verdict.add("wrong outcome", f"{id} {it.key}: {found.get(id)}")
+    verdict.figures["outcomes"] = len(found)

@@ -1,0 +1,336 @@
+"""The kill test: roles die by kill -9 under a steady load, Kafka and Postgres once each; nothing may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import asyncpg
+
+from bus.producer import Producer
+from infra.chaos.faults import Faults, NobodyThere, Victim
+from infra.chaos.judge import DATABASE_ERRORS, Verdict, heal, judge
+from infra.chaos.load import Load
+from infra.settings import Settings
+from infra.stack import RoleName, Say, Supervisor
+
+TARGET_SECONDS = 4.0
+"""Beyond the session time-out: how soon what a dead worker left should go on."""
+LEAD_SECONDS = 3.0
+WATCH_SECONDS = 45.0
+POLL_SECONDS = 0.2
+AIM_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    runs: int = 2_000
+    seconds: float = 150.0
+    seed: int = 1
+    kills: int = 32
+    workers: int = 2
+    servers: bool = True
+    """Also kill Kafka and cut Postgres, once each."""
+
+
+@dataclass(slots=True)
+class Kill:
+    """One kill -9. `steps`: leased by the process; `runs`: under way in its lanes; `requests`: being answered."""
+
+    name: str
+    at: float
+    steps: int = 0
+    runs: int = 0
+    requests: int = 0
+    lanes_seconds: float | None = None
+    steps_seconds: list[float] = field(default_factory=list)
+    alone: bool = True
+    """No other fault hit before what it left had been taken up."""
+
+    @property
+    def with_work(self) -> bool:
+        return bool(self.steps or self.runs or self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A process about to be killed and what it holds; `at` is database time."""
+
+    kill: Kill
+    victim: Victim
+    lanes: list[int]
+    steps: list[str]
+    at: float
+
+
+@dataclass(slots=True)
+class KillReport:
+    plan: Plan
+    kills: list[Kill] = field(default_factory=list)
+    servers: list[str] = field(default_factory=list)
+    taken: int = 0
+    answers: dict[str, int] = field(default_factory=dict)
+    wrong_answers: list[str] = field(default_factory=list)
+    left: dict[str, Any] = field(default_factory=dict)
+    heal_seconds: float = 0.0
+    verdict: Verdict = field(default_factory=Verdict)
+    invariants: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+    def document(self) -> dict[str, Any]:
+        lanes = [kill.lanes_seconds for kill in self.kills if kill.lanes_seconds is not None]
+        alone = [kill.lanes_seconds for kill in self.kills if kill.lanes_seconds is not None and kill.alone]
+        steps = [seconds for kill in self.kills for seconds in kill.steps_seconds]
+        alone_steps = [seconds for kill in self.kills if kill.alone for seconds in kill.steps_seconds]
+        return {
+            "clean": self.clean,
+            "problems": self.problems,
+            "seed": self.plan.seed,
+            "kills": len(self.kills),
+            "kills by process": dict(Counter(kill.name for kill in self.kills)),
+            "kills with work in flight": sum(kill.with_work for kill in self.kills),
+            "servers": self.servers,
+            "lanes resumed, seconds": spread(lanes),
+            "lanes resumed, no other fault near": spread(alone),
+            "steps resumed, seconds": spread(steps),
+            "steps resumed, no other fault near": spread(alone_steps),
+            "heal seconds": round(self.heal_seconds, 1),
+            "runs accepted": self.taken,
+            "answers": self.answers,
+            "figures": self.verdict.figures,
+            "violations": self.verdict.violations,
+            "invariants": self.invariants,
+        }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    ordered = sorted(values)
+    return {
+        "n": len(ordered),
+        "median": round(statistics.median(ordered), 2),
+        "p90": round(ordered[int(len(ordered) * 0.9)], 2),
+        "max": round(ordered[-1], 2),
+    }
+
+
+async def kill_test(settings: Settings, plan: Plan, say: Say) -> KillReport:
+    """Start a stack on `settings.data_dir`, load it, kill in it, let it heal, judge it, stop it."""
+    report = KillReport(plan)
+    stack = Supervisor(
+        settings,
+        workers=plan.workers,
+        executors=1,
+        say=say,
+        role_module="infra.chaos.roles",
+        healthy_seconds=1.0,
+    )
+    await stack.run(once_ready=lambda url: _under_load(stack.settings, url, report, say))
+    return report
+
+
+async def _under_load(settings: Settings, url: str, report: KillReport, say: Say) -> None:
+    plan = report.plan
+    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
+    load = Load(url, producer, plan.seed, settings.commands_partitions, settings.ingress_partitions)
+    await producer.start()
+    try:
+        await load.prepare()
+        say(f"{plan.runs} runs over {plan.seconds:g} s, {plan.kills} kills, seed {plan.seed}")
+        killer = Killer(settings, plan, load, report, say)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(plan.runs, plan.seconds))
+            group.create_task(killer.run())
+        say(f"{len(load.taken)} runs accepted; healing ...")
+        began = time.monotonic()
+        report.left = await heal(
+            settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix
+        )
+        report.heal_seconds = time.monotonic() - began
+        await _conclude(settings, load, killer, report)
+    finally:
+        await producer.stop()
+
+
+async def _conclude(settings: Settings, load: Load, killer: Killer, report: KillReport) -> None:
+    report.taken, report.answers, report.wrong_answers = len(load.taken), dict(load.answers), load.wrong
+    report.verdict = await judge(settings.required_database_url, settings.data_dir, load.taken)
+    await killer.measure()
+    if report.left:
+        report.problems.append(f"did not come to rest: {report.left}")
+    if report.taken != report.plan.runs:
+        report.problems.append(f"{report.taken} of {report.plan.runs} runs were accepted")
+    idle = [kill.name for kill in report.kills if not kill.with_work]
+    if idle:
+        report.problems.append(f"killed without work in flight: {idle}")
+    report.problems += [f"wrong answer: {answer}" for answer in report.wrong_answers[:20]]
+    report.problems += [f"{kind}: {count}" for kind, count in report.verdict.counts.items()]
+
+
+class Killer:
+    """Kills by turns, each process about as often as any other; always one that has work in flight."""
+
+    def __init__(self, settings: Settings, plan: Plan, load: Load, report: KillReport, say: Say) -> None:
+        self._settings = settings
+        self._plan = plan
+        self._load = load
+        self._report = report
+        self._say = say
+        self._faults = Faults(Path(settings.data_dir))
+        self._random = Random(plan.seed)
+        self._aims: list[Aim] = []
+        self._watches: list[asyncio.Task[None]] = []
+        self._began = 0.0
+        self._disturbed: list[float] = []
+
+    async def run(self) -> None:
+        plan = self._plan
+        self._began = time.monotonic()
+        events: list[tuple[float, str]] = []
+        span = max(1.0, plan.seconds - LEAD_SECONDS - 2)
+        for number, name in enumerate(self._turns()):
+            jitter = self._random.uniform(-0.3, 0.3)
+            events.append((LEAD_SECONDS + (number + 0.5 + jitter) * span / plan.kills, name))
+        if plan.servers:
+            events += [(plan.seconds * 0.45, "kafka"), (plan.seconds * 0.7, "postgres")]
+        for due, name in sorted(events):
+            await asyncio.sleep(max(0.0, self._began + due - time.monotonic()))
+            await self._hit(name)
+        await asyncio.gather(*self._watches)
+
+    def _turns(self) -> list[str]:
+        """Which process dies when: shuffled rounds, so that none waits long for its turn."""
+        names = [*(f"worker-{index}" for index in range(self._plan.workers)), "executor-0", "gateway-0"]
+        turns: list[str] = []
+        while len(turns) < self._plan.kills:
+            self._random.shuffle(names)
+            turns += names
+        return turns[: self._plan.kills]
+
+    async def _hit(self, name: str) -> None:
+        if name == "kafka":
+            self._faults.kill_kafka()
+        elif name == "postgres":
+            self._faults.cut_postgres()
+        else:
+            await self._kill_busy(name)
+            return
+        self._report.servers.append(f"{name} at {self._elapsed():.1f} s")
+        self._disturbed.append(self._elapsed())
+        self._say(f"{self._elapsed():6.1f} s  {name} killed")
+
+    async def _kill_busy(self, name: str) -> None:
+        aim = await self._aim(name)
+        kill = aim.kill
+        self._report.kills.append(kill)
+        self._disturbed.append(kill.at)
+        self._aims.append(aim)
+        self._say(
+            f"{kill.at:6.1f} s  {name} killed: {kill.steps} steps, {kill.runs} runs, {kill.requests} requests in flight"
+        )
+        if aim.lanes:
+            self._watches.append(asyncio.create_task(self._watch(aim)))
+
+    async def _aim(self, name: str) -> Aim:
+        """Wait until the process has work in flight (bounded), then kill it."""
+        role, _, index = name.partition("-")
+        patience = time.monotonic() + AIM_SECONDS
+        while True:
+            try:
+                aim = await self._look(self._faults.victim(_role(role), int(index)))
+                if aim.kill.with_work or time.monotonic() > patience:
+                    self._faults.kill(aim.victim)
+                    return aim
+            except (NobodyThere, *DATABASE_ERRORS) as error:
+                if time.monotonic() > patience + WATCH_SECONDS:
+                    raise
+                self._say(f"{self._elapsed():6.1f} s  waiting to kill {name}: {type(error).__name__} {error}")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _look(self, victim: Victim) -> Aim:
+        kill = Kill(victim.name, self._elapsed())
+        if victim.role == "gateway":
+            kill.requests = self._load.in_flight
+            return Aim(kill, victim, [], [], 0.0)
+        pattern = victim.owner_pattern
+        async with self._database() as database:
+            lanes = [row["id"] for row in await database.fetch("SELECT id FROM lane WHERE owner LIKE $1", pattern)]
+            leases = await database.fetch(
+                "SELECT id FROM node_run WHERE leased_by LIKE $1 AND ready AND status = 'queued'", pattern
+            )
+            kill.steps = len(leases)
+            kill.runs = await database.fetchval(
+                "SELECT count(DISTINCT run_id) FROM node_run WHERE lane = ANY($1::int2[])"
+                " AND status IN ('queued', 'running', 'pending')",
+                lanes,
+            )
+            at = await database.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return Aim(kill, victim, lanes, [str(row["id"]) for row in leases], at)
+
+    async def _watch(self, aim: Aim) -> None:
+        """Note when all lanes of a dead worker have been claimed by another process."""
+        kill, seen = aim.kill, dict[int, float]()
+        until = time.monotonic() + WATCH_SECONDS
+        while len(seen) < len(aim.lanes) and time.monotonic() < until:
+            await asyncio.sleep(POLL_SECONDS)
+            with contextlib.suppress(*DATABASE_ERRORS):
+                async with self._database() as database:
+                    rows = await database.fetch(
+                        "SELECT id, extract(epoch FROM claimed_at)::float8 AS claimed FROM lane"
+                        " WHERE id = ANY($1::int2[]) AND owner NOT LIKE $2",
+                        aim.lanes,
+                        aim.victim.owner_pattern,
+                    )
+                for row in rows:
+                    seen.setdefault(row["id"], row["claimed"] - aim.at)
+        kill.lanes_seconds = max(seen.values()) if len(seen) == len(aim.lanes) else WATCH_SECONDS
+        if kill.lanes_seconds > self._settings.session_timeout_seconds + TARGET_SECONDS:
+            self._say(f"{kill.name} killed at {kill.at:.1f} s: its lanes resumed after {kill.lanes_seconds:.1f} s")
+
+    async def measure(self) -> None:
+        """For each step a dead process held: how long until its run's lane heard of it again."""
+        async with self._database() as database:
+            for aim in self._aims:
+                rows = await database.fetch(
+                    "SELECT n.id, min(e.at) AS at FROM node_run n JOIN event e ON e.aggregate_id = n.run_id"
+                    " AND e.at > $2 AND position(convert_to(n.id::text, 'UTF8') in e.data) > 0"
+                    " WHERE n.id = ANY($1::uuid[]) GROUP BY n.id",
+                    aim.steps,
+                    aim.at,
+                )
+                aim.kill.steps_seconds = [row["at"] - aim.at for row in rows]
+        for kill in self._report.kills:
+            longest = max([*kill.steps_seconds, kill.lanes_seconds or 0.0])
+            kill.alone = not any(kill.at < other < kill.at + longest for other in self._disturbed)
+
+    @contextlib.asynccontextmanager
+    async def _database(self) -> AsyncIterator[Any]:
+        database = await asyncpg.connect(self._settings.required_database_url, timeout=3)
+        try:
+            yield database
+        finally:
+            await database.close()
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _role(name: str) -> RoleName:
+    match name:
+        case "worker" | "executor" | "gateway":
+            return name
+        case _:
+            raise ValueError(name)
