@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from schemas.messages import Command, Event, JsonObject
 
@@ -87,6 +87,7 @@ class After:
 
     seconds: float
     command: Command
+    is_event: ClassVar[bool] = False
 
 
 Decision = Event | Command | After
@@ -100,7 +101,8 @@ class Domain:
     """One aggregate type. `head` is its header row: its `seq` is the number of its events; id = aggregate id.
 
     `answer(command, rows, meta)` is the result a sender from outside gets; `failed(command, code, detail)`
-    is the command that tells the aggregate that one of its internal commands became a dead letter.
+    is the command that tells the aggregate that one of its internal commands became a dead letter;
+    `ended(head)` says that hardly anything will come for this aggregate any more, so memory may forget it.
     """
 
     name: str
@@ -111,3 +113,4 @@ class Domain:
     answer: Callable[[Command, Rows, Meta], JsonObject]
     react: Mapping[type[Event], tuple[React, ...]] = field(default_factory=dict)
     failed: Callable[[Command, str, str], Command | None] = lambda command, code, detail: None
+    ended: Callable[[Any], bool] = lambda head: False

@@ -169,7 +169,7 @@ class Kernel:
     async def drain(self, lane: Lane) -> None:
         """Send what the lane made and nobody acknowledged, in order. Raises SendFailed."""
         events, outs = await self.store.unsent(lane.id, lane.sent)
-        records = [event_record(logged, self._partitions.events) for logged in events] + list(outs)
+        records = [event_record(logged, self._partitions) for logged in events] + list(outs)
         records.sort(key=lambda record: record.position)
         if records:
             await self.log.publish(records)
@@ -184,8 +184,14 @@ class Kernel:
         A lane that is lost, stopped or in doubt is released: its records are dropped and come again from its
         next offset. Raises Unavailable when the store did not take the batch after several tries.
         """
-        for chunk in self._chunks(self._mine(records)):
-            await self._handle(chunk)
+        batch = self._mine(records)
+        try:
+            for chunk in self._chunks(batch):
+                await self._handle(chunk)
+        except BaseException as error:
+            # What was taken in and not handled must come again: never go on behind it.
+            self._give_up({record.lane for record in batch}, f"{type(error).__name__}: {error}")
+            raise
 
     def _chunks(self, batch: list[Incoming]) -> Iterable[list[Incoming]]:
         """Split a batch so that each part writes about `rows_max` rows at most, by what such commands wrote lately."""
@@ -215,14 +221,15 @@ class Kernel:
             except Unknown as unknown:
                 self._give_up({record.lane for record in batch}, f"unknown end of a transaction: {unknown}")
             except Poison as poison:
-                await self._bisect(batch, poison)
+                log.warning("a batch of %d holds poison: %s", len(batch), poison)
+                await self._bisect(batch)
                 return
             except Unavailable as error:
                 if pause is None:
-                    self._give_up({record.lane for record in batch}, str(error))
                     raise
                 log.warning("the store is not available, trying again: %s", error)
                 await asyncio.sleep(pause)
+        self._give_up({record.lane for record in batch}, "too many tries")
 
     def _mine(self, records: Sequence[Incoming]) -> list[Incoming]:
         """Those records that their lanes expect next; others are late, or come again."""
@@ -242,45 +249,50 @@ class Kernel:
                 log.info("lane %d is released: %s", id, why)
                 self.release(id)
 
-    async def _bisect(self, batch: list[Incoming], poison: Poison) -> None:
+    async def _bisect(self, batch: list[Incoming]) -> None:
         """Find the records Postgres refuses; one that fails alone, twice, is a dead letter."""
-        if len(batch) > 1:
-            half = len(batch) // 2
-            await self._retry(batch[:half])
-            await self._retry(batch[half:])
+        if len(batch) == 1:
+            await self._part(batch, (None, None, "poison"))
             return
-        try:
-            await self._transact(batch)
-        except Poison as again:
-            log.error("a record is poison: %s", again)
-            await self._transact(batch, poison=str(again))
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            await self._part(part, (None,))
 
-    async def _retry(self, part: list[Incoming]) -> None:
-        part = [record for record in part if record.lane in self.lanes]
-        if not part:
+    async def _part(self, part: list[Incoming], tries: Sequence[str | None]) -> None:
+        """One part of a bisected batch, without patience: what is not handled is given up with its lanes."""
+        refused = ""
+        for poison in tries:
+            part = [record for record in part if record.lane in self.lanes]
+            try:
+                await self._transact(part, poison and f"{poison}: {refused}")
+                return
+            except Poison as again:
+                refused = str(again)
+            except (Fenced, Unknown, Unavailable) as error:
+                self._give_up({record.lane for record in part}, str(error))
+                return
+        if len(tries) == 1:
+            await self._bisect(part)
             return
-        try:
-            await self._transact(part)
-        except Poison as poison:
-            await self._bisect(part, poison)
-        except Fenced as fenced:
-            self._give_up(fenced.lanes, "fenced")
-        except (Unavailable, Unknown) as error:
-            self._give_up({record.lane for record in part}, str(error))
+        for record in part:
+            self._stop(self.lanes[record.lane], f"offset {record.offset} cannot even be a dead letter: {refused}")
 
     async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
-        plan = Plan(self._partitions, self._specs, self._reactions)
+        plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
         plan.facts = dict(self._facts)
+        plan.poison = poison
+        # Held here: a lane may be released at any await; its fence then decides whether this is written.
+        plan.lanes = {id: self.lanes[id] for id in {record.lane for record in batch} if id in self.lanes}
         self._started = []
         try:
-            accepted = self._accept(plan, batch, poison)
+            accepted = self._accept(plan, batch)
             admitting = [each for each in accepted if self._must_admit(each)]
             pending = accepted
             if not admitting:
                 pending, _ = self._fold(plan, accepted)
             if pending or admitting:
                 async with self.store.unit() as unit:
-                    await unit.lock(self._advances(plan, batch))
+                    await unit.lock([_standing(lane) for lane in plan.lanes.values()])
                     if admitting:
                         pending = await self._admit(plan, unit, pending, admitting)
                     while pending:
@@ -296,32 +308,32 @@ class Kernel:
             for row, _ in self._started:
                 cast(Steps, self._steps).give_back(row)
             for lane_id, aggregate_id in plan.touched:
-                if lane_id in self.lanes:
-                    self.lanes[lane_id].forget(aggregate_id)
+                plan.lanes[lane_id].forget(aggregate_id)
             raise
         self._committed(plan)
 
-    def _advances(self, plan: Plan, batch: Sequence[Incoming]) -> list[Advance]:
-        return [_standing(self.lanes[id]) for id in {record.lane for record in batch}]
-
     # --- decoding --------------------------------------------------------------------------------------------
 
-    def _accept(self, plan: Plan, batch: Sequence[Incoming], poison: str | None) -> list[Accepted]:
+    def _accept(self, plan: Plan, batch: Sequence[Incoming]) -> list[Accepted]:
         """The commands of a batch; what is not one becomes a dead letter, or stops its lane."""
         accepted = []
         for record in batch:
-            lane = self.lanes[record.lane]
-            if not lane.usable:
+            lane = plan.lanes.get(record.lane)
+            if lane is None or not lane.usable:
                 continue
-            if record.decoded is not None and poison is None:
+            if record.offset >= 0 and lane.handed and lane.was_handed(record.headers):
+                plan.advance(lane, record.offset)
+                continue
+            if record.decoded is not None:
+                lane.handed[record.decoded[0].id] = None
                 envelope, command = record.decoded
                 accepted.append(Accepted(lane, -1, command, envelope, record.key_text, record))
                 plan.advance(lane, -1)
                 continue
             try:
                 envelope = decode_headers(record.headers)
-                if poison is not None:
-                    raise Malformed("poison", poison)
+                if plan.poison is not None and lane.ingress:
+                    raise Malformed("poison", plan.poison)
                 if len(record.body or b"") > MESSAGE_BYTES_MAX:
                     raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
                 if lane.ingress:
@@ -339,9 +351,7 @@ class Kernel:
 
     def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
         if envelope.schema_version > SCHEMA_VERSION:
-            raise Malformed(
-                "unknown_schema_version", f"schema version {envelope.schema_version} of {envelope.type}"
-            )
+            raise Malformed("unknown_schema_version", f"schema version {envelope.schema_version} of {envelope.type}")
         if not UUID_PATTERN.match(envelope.id):
             raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
         if not envelope.tenant_id:
@@ -351,7 +361,8 @@ class Kernel:
         if record.offset >= 0:
             if record.key != aggregate_id.encode():
                 raise Malformed("misrouted", f"the key of {envelope.type} must be {aggregate_id}")
-            if partition_of(aggregate_id, self._partitions.commands) != lane.id:
+            known = aggregate_id in lane.aggregates  # Then it has been checked before.
+            if not known and partition_of(aggregate_id, self._partitions.commands) != lane.id:
                 raise Malformed("misrouted", f"{aggregate_id} does not belong to partition {lane.id}")
             age = self._clock.now() - record.timestamp if record.timestamp else 0.0
             if age > self.limits.record_age_seconds_max:
@@ -366,9 +377,7 @@ class Kernel:
         partition = partition_of(key, self._partitions.commands)
         plan.send(
             lane,
-            Out(
-                lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id
-            ),
+            Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id),
         )
 
     def _stop(self, lane: Lane, reason: str) -> None:
@@ -402,22 +411,18 @@ class Kernel:
         )
         plan.bury(lane, letter)
         lane.died += 1
-        log.warning(
-            "dead letter %s/%d@%d: %s: %s", topic, letter.partition, record.offset, code, detail[:200]
-        )
+        log.warning("dead letter %s/%d@%d: %s: %s", topic, letter.partition, record.offset, code, detail[:200])
         limits = self.limits
-        if not lane.ingress and lane.handled >= limits.dead_window_records:
-            if lane.died > limits.dead_ratio * lane.handled:
-                self._stop(lane, f"{lane.died} of {lane.handled} records died")
+        enough = lane.handled >= limits.dead_window_records
+        if not lane.ingress and enough and lane.died > limits.dead_ratio * lane.handled:
+            self._stop(lane, f"{lane.died} of {lane.handled} records died")
 
     # --- deciding --------------------------------------------------------------------------------------------
 
     def _must_admit(self, accepted: Accepted) -> bool:
         return accepted.external or not accepted.command.compare_and_set
 
-    async def _admit(
-        self, plan: Plan, unit: Any, pending: list[Accepted], admitting: list[Accepted]
-    ) -> list[Accepted]:
+    async def _admit(self, plan: Plan, unit: Any, pending: list[Accepted], admitting: list[Accepted]) -> list[Accepted]:
         """Drop what was handled before; who sent it from outside is told the stored outcome again."""
         at = self._clock.now()
         outcomes = [
@@ -457,9 +462,7 @@ class Kernel:
         refusal = Rejected("idempotency_key_reused", "this key was used for another request", status=422)
         plan.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
 
-    def _fold(
-        self, plan: Plan, pending: list[Accepted]
-    ) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
+    def _fold(self, plan: Plan, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
         """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
         waiting: list[Accepted] = []
         missing: list[tuple[Accepted, Missing]] = []
@@ -483,7 +486,7 @@ class Kernel:
             envelope.id,
             envelope.tenant_id,
             accepted.aggregate_id,
-            self._clock.now(),
+            plan.at,
             envelope.actor,
             envelope.correlation_id,
             envelope.traceparent,
@@ -491,6 +494,9 @@ class Kernel:
         )
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         view = View(aggregate, plan.facts, self._specs, plan.held, self.owner)
+        if plan.poison is not None:
+            self._defect(plan, accepted, domain, meta, "poison", plan.poison)
+            return
         before = plan.rows_made
         try:
             plan.decide(accepted, domain, meta, view)
@@ -504,13 +510,12 @@ class Kernel:
                 log.info("%s was refused: %s", command.type, refusal)
         except Exception as defect:
             log.exception("deciding %s failed", command.type)
-            self._defect(plan, accepted, domain, meta, defect)
+            self._defect(plan, accepted, domain, meta, "internal_error", f"{type(defect).__name__}: {defect}")
 
-    def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, defect: Exception) -> None:
-        """A bug met this command: it is a dead letter, and nobody waits for it for ever."""
+    def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
+        """A bug met this command, or Postgres refuses it: a dead letter, and nobody waits for it for ever."""
         record = accepted.incoming or Incoming(accepted.lane.id, -1, None, (), accepted.command.encode())
-        detail = f"{type(defect).__name__}: {defect}"
-        self._bury(plan, accepted.lane, record, "internal_error", detail)
+        self._bury(plan, accepted.lane, record, code, detail)
         if accepted.external:
             problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
             plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
@@ -578,7 +583,7 @@ class Kernel:
             test = self._claimable.get(kind)
             if test is None or not test(row):
                 continue
-            lane = self.lanes[row.lane]
+            lane = plan.lanes[row.lane]
             leased = self._steps.lease(row, at) if self._steps else None
             if leased is not None:
                 plan.replace(lane, getattr(row, self._specs[kind].parent), leased)
@@ -608,6 +613,8 @@ class Kernel:
         if self._steps:
             for row, lane in self._started:
                 self._steps.start(row, lane)
+        for lane, aggregate_id in plan.finished:
+            lane.forget(aggregate_id)
         for made in plan.made.values():
             made.lane.shrink()
 
@@ -617,7 +624,7 @@ class Kernel:
         due = await self.store.due_lanes([lane.id for lane in lanes])
         if not due:
             return
-        plan = Plan(self._partitions, self._specs, self._reactions)
+        plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
         try:
             async with self.store.unit() as unit:
                 await unit.lock([_standing(self.lanes[id]) for id in due])
@@ -668,9 +675,7 @@ def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
 def _first(admitting: Sequence[Accepted], *, external: bool) -> list[Accepted]:
     """One record per id: the same id twice in one statement is an error in Postgres."""
     return list(
-        {
-            (e.envelope.id, e.envelope.redrive): e for e in reversed(admitting) if e.external is external
-        }.values()
+        {(e.envelope.id, e.envelope.redrive): e for e in reversed(admitting) if e.external is external}.values()
     )
 
 
@@ -680,11 +685,7 @@ def _text(value: bytes | None) -> str:
 
 def _lenient(record: Incoming) -> Envelope:
     """As much of the envelope as can be read."""
-    found = {
-        name: _text(value)[:128]
-        for name, value in record.headers
-        if name in ("ce_id", "ce_type", "ce_tenantid")
-    }
+    found = {name: _text(value)[:128] for name, value in record.headers if name in ("ce_id", "ce_type", "ce_tenantid")}
     return Envelope(found.get("ce_id", ""), found.get("ce_type", ""), found.get("ce_tenantid", ""))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 
 from bus.rows import Aggregate
 from bus.store import Claimed
@@ -12,6 +13,8 @@ from bus.store import Claimed
 log = logging.getLogger("agent_platform.kernel")
 
 GAPS_MAX = 5
+HANDED_MAX = 4_000
+"""Copies awaited per lane; one that is forgotten is decided again, and changes nothing."""
 INGRESS_BASE = 10_000
 """Lane ids: a partition of `commands` is its own number, one of `ingress` this much more."""
 
@@ -41,6 +44,7 @@ class Lane:
         self.stopped = ""
         self.handled = 0
         self.died = 0
+        self.handed: dict[str, None] = {}
         self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
         self._aggregates_max = aggregates_max
         self._sending: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -78,11 +82,18 @@ class Lane:
             self.aggregates.move_to_end(id)
         return found
 
+    def was_handed(self, headers: Sequence[tuple[str, bytes]]) -> bool:
+        """Whether this record is the copy of a result that was handed over in memory, and came true already."""
+        id = next((value for name, value in headers if name == "ce_id"), b"")
+        return self.handed.pop(id.decode("ascii", "replace"), self) is None
+
     def forget(self, id: str) -> None:
         self.aggregates.pop(id, None)
 
     def shrink(self) -> None:
         """Drop the aggregates used longest ago; call it between transactions only."""
+        while len(self.handed) > HANDED_MAX:
+            del self.handed[next(iter(self.handed))]
         while len(self.aggregates) > self._aggregates_max:
             self.aggregates.popitem(last=False)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import orjson
 
@@ -45,7 +47,7 @@ class Partitions:
     steps: int = 12
 
 
-def event_record(logged: Logged, partitions: int) -> Out:
+def event_record(logged: Logged, partitions: Partitions) -> Out:
     """An event as its record on the `events` topic."""
     r = logged.recorded
     envelope = Envelope(
@@ -60,7 +62,8 @@ def event_record(logged: Logged, partitions: int) -> Out:
         traceparent=r.traceparent,
         sequence=r.seq,
     )
-    partition = partition_of(r.aggregate_id, partitions)
+    same = partitions.events == partitions.commands  # Then a lane's number is its keys' partition on both.
+    partition = r.lane if same else partition_of(r.aggregate_id, partitions.events)
     return Out(
         r.lane,
         logged.position,
@@ -73,26 +76,10 @@ def event_record(logged: Logged, partitions: int) -> Out:
     )
 
 
-_day_text: tuple[int, str] = (-1, "")
-
-
+@functools.lru_cache(maxsize=64)
 def rfc3339(seconds: float) -> str:
-    """A moment in seconds since 1970 as RFC 3339 in UTC, to the microsecond; the date part is computed once a day."""
-    global _day_text
-    day, rest = divmod(int(seconds), 86_400)
-    if _day_text[0] != day:
-        z = day + 719_468  # Civil from days: Howard Hinnant, chrono-compatible low-level date algorithms.
-        era, doe = divmod(z, 146_097)
-        yoe = (doe - doe // 1_460 + doe // 36_524 - doe // 146_096) // 365
-        doy = doe - (365 * yoe + yoe // 4 - yoe // 100)
-        month = (5 * doy + 2) // 153
-        number = doy - (153 * month + 2) // 5 + 1
-        month = month + 3 if month < 10 else month - 9
-        year = yoe + era * 400 + (month <= 2)
-        _day_text = (day, f"{year:04d}-{month:02d}-{number:02d}T")
-    hour, rest = divmod(rest, 3_600)
-    minute, second = divmod(rest, 60)
-    return f"{_day_text[1]}{hour:02d}:{minute:02d}:{second:02d}.{int(seconds % 1 * 1_000_000):06d}Z"
+    """A moment in seconds since 1970 as RFC 3339 in UTC, to the microsecond."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 @dataclass(slots=True)
@@ -106,19 +93,23 @@ class _Made:
 
 
 class Plan:
-    """Collects a batch. Nothing in it has happened before `Kernel` has committed it."""
+    """Collects a batch decided at database time `at`. Nothing in it has happened before `Kernel` has committed it."""
 
     def __init__(
         self,
         partitions: Partitions,
         specs: dict[type[Any], TableSpec],
         reactions: dict[type[Event], tuple[React, ...]],
+        at: float,
     ) -> None:
         self._partitions = partitions
         self._specs = specs
         self._reactions = reactions
+        self.at = at
         self.writes = Writes()
         self.replies: list[Out] = []
+        self.lanes: dict[int, Lane] = {}
+        self.poison: str | None = None
         self.made: dict[int, _Made] = {}
         self.held: set[Key] = set()
         self.touched: set[tuple[int, str]] = set()
@@ -127,6 +118,7 @@ class Plan:
         self._changed: dict[Key, Any] = {}
         self.sends: list[Out] = []
         self.events: list[Recorded] = []
+        self.finished: list[tuple[Lane, str]] = []
 
     @property
     def rows_made(self) -> int:
@@ -154,24 +146,25 @@ class Plan:
         outs: list[tuple[str, int, Command | After]] = []
         ordinal = 0
         for item in domain.decide[type(command)](command, view, meta):
-            if isinstance(item, Event):
+            if item.is_event:
+                fact = cast(Event, item)
                 seq += 1
                 event = Recorded(
-                    item, meta.aggregate_id, seq, meta.at, meta.tenant_id, lane.id, meta.actor,
+                    fact, meta.aggregate_id, seq, meta.at, meta.tenant_id, lane.id, meta.actor,
                     meta.correlation_id, meta.message_id, meta.traceparent,
                 )  # fmt: skip
                 for row in domain.evolve(view, event):
                     view.changed[type(row), row.id] = row
                 recorded.append(event)
-                body = item.encode()
+                body = fact.encode()
                 if len(body) > MESSAGE_BYTES_MAX:
-                    raise Rejected("message_too_large", f"{item.type} is over 4 MiB", status=413)
+                    raise Rejected("message_too_large", f"{fact.type} is over 4 MiB", status=413)
                 bodies.append(body)
-                for react in self._reactions.get(type(item), ()):
-                    for number, reaction in enumerate(react(item, meta)):
+                for react in self._reactions.get(type(fact), ()):
+                    for number, reaction in enumerate(react(fact, meta)):
                         outs.append((react.__name__, number, reaction))
             else:
-                outs.append(("decide", ordinal, item))
+                outs.append(("decide", ordinal, cast("Command | After", item)))
                 ordinal += 1
         answer = domain.answer(command, view, meta) if accepted.external else None
         made = self.lane(lane)
@@ -181,6 +174,8 @@ class Plan:
         for function, number, out in outs:
             self._follow_up(accepted, meta, function, number, out)
         self._keep(accepted, view)
+        if recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
+            self.finished.append((lane, accepted.aggregate_id))
         if accepted.external:
             self.settle(accepted, "succeeded", orjson.dumps(answer), meta.at)
 
@@ -211,9 +206,7 @@ class Plan:
         """The rows this batch changes, as they stand."""
         return [*self._new.items(), *self._changed.items()]
 
-    def _follow_up(
-        self, accepted: Accepted, meta: Meta, function: str, number: int, item: Command | After
-    ) -> None:
+    def _follow_up(self, accepted: Accepted, meta: Meta, function: str, number: int, item: Command | After) -> None:
         command = item.command if isinstance(item, After) else item
         message_id = derive(meta.message_id, f"{function}:{command.type}:{number}")
         out = self.command_record(accepted.lane, message_id, command, meta)
@@ -237,7 +230,7 @@ class Plan:
             actor=meta.actor,
             traceparent=meta.traceparent,
         )
-        partition = partition_of(key, self._partitions.commands)
+        partition = lane.id if key == meta.aggregate_id else partition_of(key, self._partitions.commands)
         return Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), meta.tenant_id)
 
     def send(self, lane: Lane, out: Out) -> None:
@@ -249,9 +242,7 @@ class Plan:
     def settle(self, accepted: Accepted, status: str, body: bytes, at: float) -> None:
         """The outcome of a command from outside: stored with the batch, and told to who waits."""
         envelope = accepted.envelope
-        outcome = Outcome(
-            envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at
-        )
+        outcome = Outcome(envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at)
         self.writes.outcomes.append(outcome)
         self.reply(accepted, status, body)
 
@@ -307,9 +298,7 @@ class Plan:
             ("x-body-sha256", letter.body_sha256.encode()),
         ]
         partition = partition_of(letter.key, self._partitions.dead_letters)
-        self.send(
-            lane, Out(lane.id, 0, DEAD_LETTERS, partition, letter.key, headers, letter.body, letter.tenant_id)
-        )
+        self.send(lane, Out(lane.id, 0, DEAD_LETTERS, partition, letter.key, headers, letter.body, letter.tenant_id))
 
     def finish(self) -> None:
         """Number what was made, and lay the rows out for the store."""
@@ -321,7 +310,7 @@ class Plan:
                 if isinstance(item, Recorded):
                     logged = Logged(position, item, body)
                     self.writes.events.append(logged)
-                    self.sends.append(event_record(logged, self._partitions.events))
+                    self.sends.append(event_record(logged, self._partitions))
                 else:
                     out = Out(
                         lane_id,
@@ -345,9 +334,7 @@ class Plan:
                 target.setdefault(self._specs[kind].name, []).append(row)
 
     def committed(self) -> None:
-        for made, advance in zip(
-            (self.made[id] for id in sorted(self.made)), self.writes.advances, strict=True
-        ):
+        for made, advance in zip((self.made[id] for id in sorted(self.made)), self.writes.advances, strict=True):
             made.lane.next_offset = advance.next
             made.lane.position = advance.position
             made.lane.trimmed = advance.sent

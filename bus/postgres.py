@@ -298,19 +298,19 @@ class PostgresStore:
     async def unit(self) -> AsyncIterator[PostgresUnit]:
         async with self._connection() as connection:
             transaction = connection.transaction()
-            with _errors():
+            with _PortErrors():
                 await transaction.start()
             try:
                 yield PostgresUnit(self, connection)
             except BaseException:
                 await _rollback(connection, transaction)
                 raise
-            with _errors(committing=True):
+            with _PortErrors(committing=True):
                 await transaction.commit()
 
     async def write(self, writes: Writes) -> None:
         async with self._connection() as connection:
-            with _errors(committing=True):
+            with _PortErrors(committing=True):
                 await self.save(connection, writes)
 
     async def save(self, connection: Any, writes: Writes) -> None:
@@ -344,13 +344,13 @@ class PostgresStore:
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 rows = await connection.fetch(_CLAIM, sorted(lanes), owner)
         return [Claimed(*row) for row in rows]
 
     async def unsent(self, lane: int, sent: int) -> tuple[list[Logged], list[Out]]:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 events = await connection.fetch(_UNSENT_EVENTS, lane, sent)
                 outs = await connection.fetch(_UNSENT_OUTBOX, lane, sent)
         return [_logged(row) for row in events], [
@@ -359,12 +359,12 @@ class PostgresStore:
 
     async def due_lanes(self, lanes: Sequence[int]) -> list[int]:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 return [row[0] for row in await connection.fetch(_DUE_LANES, sorted(lanes))]
 
     async def restarted(self, lanes: Sequence[int], epochs: Sequence[int]) -> list[int]:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 rows = await connection.fetch(
                     "SELECT l.id FROM unnest($1::int2[], $2::int8[]) AS u(id, epoch) JOIN lane l USING (id)"
                     " WHERE l.epoch > u.epoch",
@@ -375,14 +375,14 @@ class PostgresStore:
 
     async def stop(self, lane: int, epoch: int, reason: str) -> None:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 await connection.execute(
                     "UPDATE lane SET stopped = $3 WHERE id = $1 AND epoch = $2", lane, epoch, reason
                 )
 
     async def now(self) -> float:
         async with self._connection() as connection:
-            with _errors():
+            with _PortErrors():
                 return float(
                     await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
                 )
@@ -443,13 +443,13 @@ class PostgresUnit:
         self.connection = connection
 
     async def lock(self, advances: Sequence[Advance]) -> None:
-        with _errors():
+        with _PortErrors():
             await self.connection.fetchval(_LOCK, *_advance_arrays(advances)[:3])
 
     async def admit(self, inbox: Sequence[tuple[str, int, float]], outcomes: Sequence[Outcome]) -> Admitted:
         repeats: frozenset[tuple[str, int]] = frozenset()
         stored: dict[str, Outcome] = {}
-        with _errors():
+        with _PortErrors():
             if inbox:
                 rows = await self.connection.fetch(_ADMIT_INBOX, *_tuple_arrays(sorted(inbox)))
                 repeats = frozenset((str(row[0]), row[1]) for row in rows)
@@ -472,19 +472,19 @@ class PostgresUnit:
         return await self._select(spec, f"{spec.parent} = ANY($1::uuid[]) AND ({spec.live_sql})", parents)
 
     async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
-        with _errors():
+        with _PortErrors():
             rows = await self.connection.fetch(_DUE_TIMERS, sorted(lanes))
         ordered = sorted(rows, key=lambda row: row["due_at"])
         return [Out(r[0], 0, r[1], r[2], r[3], load_headers(r[4]), r[5], r[6]) for r in ordered]
 
     async def save(self, writes: Writes) -> None:
-        with _errors():
+        with _PortErrors():
             await self._store.save(self.connection, writes)
 
     async def _select(self, spec: TableSpec, condition: str, ids: Sequence[str]) -> list[Any]:
         names = ", ".join(f'"{column.name}"' for column in spec.columns)
         lock = " ORDER BY id FOR NO KEY UPDATE" if spec.volatile else ""
-        with _errors():
+        with _PortErrors():
             rows = await self.connection.fetch(
                 f"SELECT {names} FROM {spec.name} WHERE {condition}{lock}", sorted(set(ids))
             )
@@ -508,7 +508,7 @@ async def _rollback(connection: Any, transaction: Any) -> None:
         connection.terminate()  # Its state is not known: the pool makes a new one.
 
 
-class _errors:
+class _PortErrors:
     """Turn the driver's errors into those of the port. `committing`: a lost connection leaves the end unknown."""
 
     __slots__ = ("_committing",)

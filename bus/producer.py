@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -23,31 +23,21 @@ class BusUnavailable(Exception):
     """Kafka did not acknowledge in time. The record may have been written all the same."""
 
 
+@dataclass(slots=True)
 class _Sending:
-    """One `publish` call: done when each of its partitions has acknowledged its share."""
+    """One `publish` call that waits for its round."""
 
-    __slots__ = ("future", "left")
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def done(self, error: BaseException | None) -> None:
-        self.left -= 1
-        if self.future.done():
-            return
-        if error is not None:
-            self.future.set_exception(SendFailed(str(error)))
-        elif self.left == 0:
-            self.future.set_result(None)
+    records: Sequence[Out]
+    future: asyncio.Future[None]
 
 
 class Producer:
-    """An idempotent producer with one queue per partition: what waits there goes out as one batch.
+    """An idempotent producer that sends in rounds: what waits goes out together, one batch per partition.
 
     `publish` is `bus.store.Log`. Records are queued before its first suspension, so two calls made one after
-    the other keep their order. A send that fails or takes longer than `timeout_seconds` fails every record
-    behind it on that partition and replaces the producer: an idempotent batch in flight never expires by itself.
+    the other keep their order; a round starts when the one before it is acknowledged, which is also how one
+    broker connection works. A round that fails or takes longer than `timeout_seconds` fails everything queued
+    and replaces the producer: an idempotent batch in flight never expires by itself.
     """
 
     def __init__(self, bootstrap: str, *, prefix: str = "", timeout_seconds: float = 10.0) -> None:
@@ -55,8 +45,8 @@ class Producer:
         self._prefix = prefix
         self._timeout = timeout_seconds
         self._producer: AIOKafkaProducer | None = None
-        self._queues: dict[tuple[str, int], deque[tuple[list[Out], _Sending]]] = {}
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._queue: list[_Sending] = []
+        self._rounds: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Lock = asyncio.Lock()
 
@@ -66,34 +56,23 @@ class Producer:
 
     async def stop(self) -> None:
         """Wait for what is queued, within the time-out, and close."""
-        if self._pumps:
-            await asyncio.wait(self._pumps, timeout=self._timeout)
+        if self._rounds is not None:
+            await asyncio.wait({self._rounds}, timeout=self._timeout)
         producer, self._producer = self._producer, None
         if producer is not None:
             await _close(producer)
 
+    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+        """Queue records for the next round. The future ends as `publish` does."""
+        sending = _Sending(records, asyncio.get_running_loop().create_future())
+        self._queue.append(sending)
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.ensure_future(self._run())
+        return sending.future
+
     async def publish(self, records: Sequence[Out]) -> None:
-        shares: dict[tuple[str, int], list[Out]] = {}
-        for record in records:
-            share = shares.get((record.topic, record.partition))
-            if share is None:
-                shares[record.topic, record.partition] = [record]
-            else:
-                share.append(record)
-        if not shares:
-            return
-        sending = _Sending(len(shares))
-        for place, share in shares.items():
-            queue = self._queues.get(place)
-            if queue is None:
-                queue = self._queues[place] = deque()
-                queue.append((share, sending))
-                pump = asyncio.ensure_future(self._pump(place, queue))
-                self._pumps.add(pump)
-                pump.add_done_callback(self._pumps.discard)
-            else:
-                queue.append((share, sending))
-        await sending.future
+        if records:
+            await self.enqueue(records)
 
     async def send(self, topic: str, partition: int, key: str | None, headers: Headers, body: bytes) -> None:
         """One record, acknowledged when this returns. Raises BusUnavailable."""
@@ -102,40 +81,42 @@ class Producer:
         except SendFailed as error:
             raise BusUnavailable(str(error)) from error
 
-    async def _pump(self, place: tuple[str, int], queue: deque[tuple[list[Out], _Sending]]) -> None:
-        """Send what waits for one partition until nothing does."""
-        while queue:
-            share = list(queue)
-            queue.clear()
+    async def _run(self) -> None:
+        """Send round after round until nothing waits."""
+        while self._queue:
+            sendings, self._queue = self._queue, []
             try:
-                await asyncio.wait_for(self._send(place, [out for outs, _ in share for out in outs]), self._timeout)
+                async with asyncio.timeout(self._timeout):
+                    await self._round(sendings)
             except (KafkaError, BusUnavailable, OSError, TimeoutError, SendFailed) as error:
-                self._replace(f"{place[0]}/{place[1]}: {type(error).__name__} {error}")
-                share.extend(queue)
-                queue.clear()
-                for _, sending in share:
-                    sending.done(SendFailed(f"{place[0]}/{place[1]}: {type(error).__name__} {error}"))
+                why = f"{type(error).__name__} {error}"
+                self._replace(why)
+                sendings += self._queue
+                self._queue = []
+                for sending in sendings:
+                    if not sending.future.done():
+                        sending.future.set_exception(SendFailed(why))
             else:
-                for _, sending in share:
-                    sending.done(None)
-        del self._queues[place]
+                for sending in sendings:
+                    if not sending.future.done():
+                        sending.future.set_result(None)
 
-    async def _send(self, place: tuple[str, int], records: list[Out]) -> None:
-        topic = self._prefix + place[0]
+    async def _round(self, sendings: Sequence[_Sending]) -> None:
+        shares: dict[tuple[str, int], list[Out]] = {}
+        for sending in sendings:
+            for out in sending.records:
+                if len(out.body) > MESSAGE_BYTES_MAX:
+                    raise SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}")
+                share = shares.get((out.topic, out.partition))
+                if share is None:
+                    shares[out.topic, out.partition] = [out]
+                else:
+                    share.append(out)
         producer = await self._started()
-        futures: list[Any] = []
-        batch = producer.create_batch()
-        for out in records:
-            if len(out.body) > MESSAGE_BYTES_MAX:
-                raise SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}")
-            key = out.key.encode() if out.key else None
-            if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
-                futures.append(await producer.send_batch(batch, topic, partition=place[1]))
-                batch = producer.create_batch()
-                if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
-                    raise SendFailed("a record does not fit an empty batch")
-        futures.append(await producer.send_batch(batch, topic, partition=place[1]))
-        for future in futures:
+        acknowledged = []
+        for (topic, partition), share in shares.items():
+            acknowledged += await _batches(producer, self._prefix + topic, partition, share)
+        for future in acknowledged:
             await future
 
     async def _started(self) -> AIOKafkaProducer:
@@ -168,6 +149,21 @@ class Producer:
             closing = asyncio.ensure_future(_close(producer))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+async def _batches(producer: AIOKafkaProducer, topic: str, partition: int, share: Sequence[Out]) -> list[Any]:
+    """Hand one partition's records to the producer: one batch, or several if they do not fit."""
+    futures: list[Any] = []
+    batch = producer.create_batch()
+    for out in share:
+        key = out.key.encode() if out.key else None
+        if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+            batch = producer.create_batch()
+            if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
+                raise SendFailed("a record does not fit an empty batch")
+    futures.append(await producer.send_batch(batch, topic, partition=partition))
+    return futures
 
 
 async def _close(producer: AIOKafkaProducer) -> None:

@@ -57,6 +57,7 @@ class Runtime:
             events=wire.EVENTS,
             answer=answer,
             failed=failed,
+            ended=lambda run: run.status in RUN_ENDED,
         )
 
     # --- from outside ----------------------------------------------------------------------------------------

@@ -202,6 +202,7 @@ class _LaneSteps:
 
     def __init__(self, parts: _Parts) -> None:
         self._parts = parts
+        self._results: list[Result] = []
         self.worker: Worker | None = None
 
     def lease(self, row: NodeRun, at: float) -> NodeRun | None:
@@ -218,9 +219,22 @@ class _LaneSteps:
         self._parts.pool.start(row, node, run.traceparent, run.correlation_id)
 
     async def deliver(self, result: Result) -> None:
+        """Results of one turn of the loop go together: to the lane at once, and the same commands to Kafka."""
+        if not self._results:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._results.append(result)
+
+    def _flush(self) -> None:
+        results, self._results = self._results, []
         assert self.worker is not None
-        self.worker.hand_over([result.incoming])
-        await self._parts.producer.publish([result.out])
+        self.worker.hand_over([result.incoming for result in results])
+        sent = self._parts.producer.enqueue([result.out for result in results])
+        sent.add_done_callback(_noted)
+
+
+def _noted(sent: asyncio.Future[None]) -> None:
+    if not sent.cancelled() and sent.exception() is not None:
+        log.warning("copies of results did not reach Kafka: %s", sent.exception())
 
 
 @contextlib.asynccontextmanager

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import sqlalchemy as sa
 
-from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import Instant, Json, TableSpec, changed, instant, metadata, table_spec, uuid_column
 from schemas import runtime as wire
 from schemas.messages import JsonObject
 from schemas.runtime import NODE_ENDED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """The header of a run. `active`: node runs queued or running; `pending`: waiting for time or people.
 
@@ -57,7 +57,7 @@ class Run:
     ended_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeRun:
     """One node in one iteration. The lease columns are operational: who executes it, until when.
 
@@ -271,15 +271,15 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
     if isinstance(event, wire.RunCreated):
         return [_created(event, recorded)]
     run = cast(Run, rows.get(Run, recorded.aggregate_id))
-    run = replace(run, seq=recorded.seq)
+    run = changed(run, seq=recorded.seq)
     if isinstance(event, wire.NodeEvent):
         creates = getattr(event, "node_id", "")  # Only an event that makes a node run names its node.
         before = None if creates else rows.get(NodeRun, event.node_run_id)
         node = _evolve_node(before, run, event, recorded)
-        changed: list[Any] = [_counted(_remembered(run, node, event), before, node, recorded.at), node]
+        moved: list[Any] = [_counted(_remembered(run, node, event), before, node, recorded.at), node]
         for mark in event.marks:
-            changed.append(Mark(mark.id, run.id, run.tenant_id, mark.resolved, mark.taken, mark.note))
-        return changed
+            moved.append(Mark(mark.id, run.id, run.tenant_id, mark.resolved, mark.taken, mark.note))
+        return moved
     if isinstance(event, wire.RunCompensating):
         return [_compensating(rows, run, event)]
     return [_evolve_run(run, event, recorded)]
@@ -298,22 +298,22 @@ def _counted(run: Run, before: NodeRun | None, after: NodeRun, at: float) -> Run
     status = run.status
     if status in ("queued", "running", "waiting"):
         status = "waiting" if pending and not active else "running"
-    return replace(run, active=active, pending=pending, status=status, started_at=run.started_at or at)
+    return changed(run, active=active, pending=pending, status=status, started_at=run.started_at or at)
 
 
 def _remembered(run: Run, node: NodeRun, event: wire.NodeEvent) -> Run:
     """The header after what a node run's end leaves behind: state, outputs, the lists of completion."""
     if isinstance(event, wire.NodeFailed):
         if "/" in node.path:
-            return replace(run, compensation_failed=True)
-        return replace(run, compensable=node.id) if event.compensable else run
+            return changed(run, compensation_failed=True)
+        return changed(run, compensable=node.id) if event.compensable else run
     if not isinstance(event, wire.NodeCompleted):
         return run
     updates = event.output if node.node_type == "start" and not event.error else event.state_updates
     state = {**run.state, **updates} if updates else run.state
     end_output = {**(run.end_output or {}), **event.output} if node.node_type == "end" else run.end_output
     text = event.output_text if node.node_type == "answer" else run.output_text
-    return replace(
+    return changed(
         run,
         state=state,
         end_output=end_output,
@@ -328,7 +328,7 @@ def _compensating(rows: Any, run: Run, event: wire.RunCompensating) -> Run:
         rest = run.compensable
     else:
         rest = cast(NodeRun, rows.get(NodeRun, event.of)).below_compensable
-    return replace(
+    return changed(
         run,
         status="compensating" if run.status == "failing" else run.status,
         compensating=event.node_run_id,
@@ -381,7 +381,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
     seq = recorded.seq
     match event:
         case wire.NodeScheduled():
-            return replace(
+            return changed(
                 before,
                 kind=event.kind,
                 status="pending" if event.due_at else "queued",
@@ -392,7 +392,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 timeout_seconds=event.timeout_seconds,
             )
         case wire.NodeDispatched():
-            return replace(
+            return changed(
                 before,
                 seq=seq,
                 status="queued",
@@ -411,11 +411,11 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 result=None,
             )
         case wire.NodeQueued():
-            return replace(before, seq=seq, status="queued", attempt=event.attempt, due_at=0.0)
+            return changed(before, seq=seq, status="queued", attempt=event.attempt, due_at=0.0)
         case wire.NodeStarted():
-            return replace(before, seq=seq, status="running", worker=event.worker, started_at=recorded.at)
+            return changed(before, seq=seq, status="running", worker=event.worker, started_at=recorded.at)
         case wire.NodeCompleted():
-            return replace(
+            return changed(
                 _ended(before, "completed", recorded, event),
                 output=event.output,
                 output_text=event.output_text,
@@ -425,7 +425,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 below_sink=run.sink if event.sink else None,
             )
         case wire.NodeFailed():
-            return replace(
+            return changed(
                 _ended(before, "failed", recorded, event),
                 output=event.output,
                 output_text=event.output_text,
@@ -433,7 +433,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 below_compensable=run.compensable if event.compensable else None,
             )
         case wire.NodeRetryScheduled():
-            return replace(
+            return changed(
                 before,
                 seq=seq,
                 status="pending",
@@ -447,7 +447,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 result=None,
             )
         case wire.StepRequeued():
-            return replace(
+            return changed(
                 before,
                 seq=seq,
                 lease_token=event.lease_token,
@@ -457,9 +457,9 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
                 result=None,
             )
         case wire.NodeSkipped():
-            return replace(before, seq=seq, status="skipped", ended_at=recorded.at)
+            return changed(before, seq=seq, status="skipped", ended_at=recorded.at)
         case wire.NodeCancelled():
-            return replace(
+            return changed(
                 before,
                 seq=seq,
                 status="cancelled",
@@ -475,7 +475,7 @@ def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, record
 def _ended(
     before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed
 ) -> NodeRun:
-    return replace(
+    return changed(
         before,
         seq=recorded.seq,
         status=status,
@@ -531,13 +531,13 @@ def _created(event: wire.RunCreated, recorded: Any) -> Run:
 def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
     match event:
         case wire.StepsAllowed():
-            return replace(run, allowance=event.allowance)
+            return changed(run, allowance=event.allowance)
         case wire.RunFailing():
             first = event.node_run_id if event.compensable else None
-            return replace(run, status="failing", error=event.error.model_dump(), compensate_first=first)
+            return changed(run, status="failing", error=event.error.model_dump(), compensate_first=first)
         case wire.RunCancelling():
             below = run.compensable if event.compensate else None
-            return replace(
+            return changed(
                 run,
                 status="cancelling",
                 compensable=below,
@@ -545,7 +545,7 @@ def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
                 compensates=event.compensate,
             )
         case wire.RunCompleted():
-            return replace(
+            return changed(
                 run,
                 status="completed",
                 output=event.output,
@@ -553,11 +553,11 @@ def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
                 ended_at=recorded.at,
             )
         case wire.RunFailed():
-            return replace(run, status="failed", error=event.error.model_dump(), ended_at=recorded.at)
+            return changed(run, status="failed", error=event.error.model_dump(), ended_at=recorded.at)
         case wire.RunCancelled():
-            return replace(run, status="cancelled", ended_at=recorded.at)
+            return changed(run, status="cancelled", ended_at=recorded.at)
         case wire.RunCompensated():
-            return replace(run, status="compensated", error=event.error.model_dump(), ended_at=recorded.at)
+            return changed(run, status="compensated", error=event.error.model_dump(), ended_at=recorded.at)
         case _:
             raise TypeError(f"{event.type} is not an event of a run")
 

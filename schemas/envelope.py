@@ -56,17 +56,20 @@ class Envelope:
             ("ce_type", self.type.encode()),
             ("ce_tenantid", self.tenant_id.encode()),
         ]
-        for name, value in (
-            ("ce_subject", self.subject),
-            ("ce_time", self.time),
-            ("ce_correlationid", self.correlation_id),
-            ("ce_causationid", self.causation_id),
-            ("ce_actor", self.actor),
-            ("traceparent", self.traceparent),
-            ("ce_fingerprint", self.fingerprint),
-        ):
-            if value:
-                found.append((name, value.encode()))
+        if self.subject:
+            found.append(("ce_subject", self.subject.encode()))
+        if self.time:
+            found.append(("ce_time", self.time.encode()))
+        if self.correlation_id:
+            found.append(("ce_correlationid", self.correlation_id.encode()))
+        if self.causation_id:
+            found.append(("ce_causationid", self.causation_id.encode()))
+        if self.actor:
+            found.append(("ce_actor", self.actor.encode()))
+        if self.traceparent:
+            found.append(("traceparent", self.traceparent.encode()))
+        if self.fingerprint:
+            found.append(("ce_fingerprint", self.fingerprint.encode()))
         if self.schema_version != 1:
             found.append(("ce_schemaversion", b"%d" % self.schema_version))
         if self.reply_partition >= 0:

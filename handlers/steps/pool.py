@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bus.store import Incoming, Out
 from handlers.steps.port import Performers, StepCall, StepFailed
+from infra.db import changed
 from projections.runtime import NodeRun
 from schemas.envelope import Envelope
 from schemas.graph import Node
@@ -88,7 +89,7 @@ class StepPool:
             return None
         self._room[row.kind] -= 1
         deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
-        return replace(
+        return changed(
             row, leased_by=self.owner, lease_until=at + self.lease_seconds, started_at=at, deadline_at=deadline
         )
 
