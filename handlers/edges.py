@@ -113,6 +113,8 @@ class Resolution:
             return
         mark = self._mark(self._gate_id(node, iteration))
         if mark.note:
+            if mark.note == "passed":
+                self._set(mark, resolved=mark.resolved + 1)  # Whether it passed early is judged as it completes.
             return
         resolved, arrived = mark.resolved + 1, mark.taken + taken
         verdict = _verdict(node, resolved, arrived, total)
