@@ -77,7 +77,7 @@ def _events_topic(world: World, histories: Histories) -> Iterator[str]:
         if logged is None:
             yield f"{envelope.id} is on the topic and not in the store"
             continue
-        expected = event_record(logged, world.partitions.events)
+        expected = event_record(logged, world.partitions)
         if (expected.body, expected.headers, expected.key) != (out.body, out.headers, out.key):
             yield f"{envelope.id} is not on the topic as it is in the store"
         if envelope.sequence not in firsts[envelope.subject]:

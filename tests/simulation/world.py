@@ -79,7 +79,7 @@ class World:
         self.chance = random.Random(self.seed)
         self.faults = Faults(self.chance, self.rates or Rates().drawn(self.chance))
         self.specs = [*runtime_rows.TABLES, *catalog_rows.TABLES]
-        self.partitions = Partitions(LANES, LANES, 1)
+        self.partitions = Partitions(LANES, self.chance.choice((3, LANES)), 1)
         self.programs = Programs()
         self.share = self.chance.choice([2, 5, 256, 256])
         self.speed = self.chance.choice([0.002, 0.01, 0.05])
