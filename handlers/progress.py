@@ -86,7 +86,9 @@ class Progress:
         for row in sorted(waiting, key=lambda node: node.seq):
             if self._share <= 0 or self.run.status not in GOING:
                 break
-            yield from self.execute(row)
+            row = cast(NodeRun, self._rows.get(NodeRun, row.id))
+            if row.status == "queued":  # An early join before it may have cancelled it.
+                yield from self.execute(row)
         yield from self.settle()
 
     def execute(self, row: NodeRun) -> Iterator[Decision]:
