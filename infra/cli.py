@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra import cli_chaos
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_chaos.app, name="chaos")
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
@@ -85,11 +88,16 @@ def down(data: Data = None, quiet: Annotated[bool, typer.Option("--quiet")] = Fa
 
 
 @app.command()
-def status(data: Data = None, as_json: AsJson = False) -> None:
-    """Say what is running and where. Exit code 1 if nothing is."""
+def status(
+    data: Data = None,
+    as_json: AsJson = False,
+    lanes: Annotated[bool, typer.Option("--lanes", help="Show every lane, not only those that wait")] = False,
+) -> None:
+    """Show processes, lanes, and what waits. Exit code 1 if nothing runs or something stands still."""
     from infra.cli_local import show_status
 
-    if not show_status(load_settings(data_dir=data).data_dir, as_json=as_json):
+    settings = fill_in(load_settings(data_dir=data))
+    if not show_status(settings, as_json=as_json, every_lane=lanes):
         raise typer.Exit(1)
 
 
@@ -143,13 +151,19 @@ def run_role(name: str, settings: Settings) -> None:
 
 def attach(settings: Settings) -> Settings:
     """Fill in what is not set from the stack that runs on the data folder. Raises SettingsError."""
+    settings = fill_in(settings)
+    settings.require_addresses()
+    return settings
+
+
+def fill_in(settings: Settings) -> Settings:
+    """The settings with what is not set taken from the stack that runs on the data folder, if one does."""
     from pydantic import SecretStr
 
     from infra.embedded.state import local_credential_keys, read_state
 
     state = read_state(settings.data_dir)
     if state is None or not state.is_running:
-        settings.require_addresses()
         return settings
     found: dict[str, Any] = {
         "database_url": state.database_url,

@@ -1,5 +1,6 @@
 """Commands about the stack of one data folder and about the settings: status, down, config."""
 
+import asyncio
 import signal
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ def stop(data: Path) -> str:
 
 
 def status_document(data: Path) -> dict[str, Any]:
-    """What `ap status --json` prints."""
+    """What `ap status --json` says of the processes of a data folder."""
     state = read_state(data)
     document: dict[str, Any] = {
         "data": str(data.absolute()),
@@ -61,17 +62,47 @@ def status_document(data: Path) -> dict[str, Any]:
     }
 
 
-def show_status(data: Path, *, as_json: bool) -> bool:
-    """Print the state of a data folder; true if a stack runs on it."""
-    state = read_state(data)
+def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
+    """Print the processes of the data folder and the state of the work; true if it runs and nothing stands still.
+
+    `settings`: with the addresses filled in, or none if nothing is known to run.
+    """
+    state = read_state(settings.data_dir)
     running = state is not None and state.is_running
+    if settings.database_url is None or settings.kafka_bootstrap is None:
+        if as_json:
+            _print_json(status_document(settings.data_dir))
+        else:
+            print(f"Nothing is running in {settings.data_dir}.")
+        return False
+    from infra import status
+
+    seen, problems = status.Sample(), []
+    try:
+        seen, problems = asyncio.run(status.look(settings))
+    except status.NoAnswer as error:
+        problems = [str(error)]
+    problems += _dead_roles(state) if running and state is not None else []
     if as_json:
-        print(orjson.dumps(status_document(data), option=orjson.OPT_INDENT_2).decode())
-    elif state is None or not running:
-        print(f"Nothing is running in {data}.")
-    else:
-        _print_state(state, data)
-    return running
+        _print_json(status_document(settings.data_dir) | status.document(seen, problems))
+        return not problems
+    if running and state is not None:
+        _print_state(state, settings.data_dir)
+    for line in status.lines(seen, problems, every_lane=every_lane):
+        print(line)
+    return not problems
+
+
+def _dead_roles(state: State) -> list[str]:
+    return [
+        f"{process.role}-{process.index} has ended and is not started again yet"
+        for process in state.processes
+        if not is_alive(process.identity)
+    ]
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
 
 
 def _print_state(state: State, data: Path) -> None:

@@ -1,0 +1,85 @@
+"""What `ap status` calls standing still: two looks at the same system."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.settings import load_settings
+from infra.status import LaneStatus, NoAnswer, Sample, document, lines, look, standing_still
+
+IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, unsent=0, stopped="")
+BEHIND = replace(IDLE_LANE, end_offset=15)
+IDLE = Sample(lanes=(IDLE_LANE,), workers=("worker-1",))
+
+
+def test_an_idle_system_stands_nowhere_still() -> None:
+    assert not IDLE.seems_to_wait
+    assert standing_still(IDLE, IDLE) == []
+
+
+def test_a_lane_that_moves_is_not_standing_still_however_far_it_is_behind() -> None:
+    before = replace(IDLE, lanes=(BEHIND,))
+    after = replace(IDLE, lanes=(replace(BEHIND, next_offset=11, end_offset=900),))
+    assert before.seems_to_wait
+    assert standing_still(before, after) == []
+
+
+def test_a_lane_that_has_just_got_records_is_given_time() -> None:
+    assert standing_still(IDLE, replace(IDLE, lanes=(BEHIND,))) == []
+
+
+def test_a_lane_that_handles_nothing_is_named() -> None:
+    behind = replace(IDLE, lanes=(BEHIND,))
+    assert standing_still(behind, behind) == ["lane commands/3 handles none of its 5 records (owner worker-1)"]
+
+
+def test_a_stopped_lane_is_named_with_its_reason() -> None:
+    stopped = replace(IDLE, lanes=(replace(BEHIND, stopped="next offset 10 is beyond the topic's end 5"),))
+    assert standing_still(stopped, stopped) == [
+        "lane commands/3 has stopped: next offset 10 is beyond the topic's end 5"
+    ]
+
+
+def test_without_workers_nothing_else_is_said_of_the_lanes() -> None:
+    alone = Sample(lanes=(BEHIND,))
+    assert standing_still(alone, alone) == ["no worker runs"]
+
+
+def test_steps_wait_in_vain_only_if_nobody_executes_their_kind() -> None:
+    waiting = replace(IDLE, steps_ready={"code": 4})
+    assert standing_still(waiting, waiting) == ["nobody executes the 4 code steps that wait"]
+    assert standing_still(waiting, replace(waiting, steps_leased={"code": 1})) == []
+    assert standing_still(waiting, IDLE) == []
+    assert standing_still(IDLE, waiting) == []
+
+
+def test_lost_leases_and_overdue_timers_are_counted() -> None:
+    late = replace(IDLE, leases_expired=2, timers_overdue=1)
+    assert standing_still(late, late) == [
+        "2 steps have lost their lease and nobody takes them back",
+        "1 timers are due for more than 10 s",
+    ]
+
+
+def test_people_see_lanes_that_wait_and_programs_see_all() -> None:
+    seen = replace(IDLE, lanes=(IDLE_LANE, replace(BEHIND, id=4, partition=4)), steps_ready={"code": 2})
+    text = "\n".join(lines(seen, ["something"], every_lane=False))
+    assert "2 lanes, lag 5" in text
+    assert "offset 10 of 15, lag 5" in text
+    assert "offset 10 of 10" not in text
+    assert "offset 10 of 10" in "\n".join(lines(seen, [], every_lane=True))
+    assert text.endswith("Standing still: something")
+    shown = document(seen, ["something"])
+    assert [lane["lag"] for lane in shown["lanes"]] == [0, 5]
+    assert shown["steps"]["ready"] == {"code": 2}
+    assert shown["standing_still"] == ["something"]
+
+
+async def test_servers_that_are_away_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(database_url="postgresql://nobody@127.0.0.1:1/none", kafka_bootstrap="127.0.0.1:1")
+    with pytest.raises(NoAnswer, match="Postgres does not answer"):
+        await look(settings)
