@@ -170,7 +170,11 @@ class Postgres:
     async def _acquired(self, pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
         try:
             async with pool.acquire(timeout=self._acquire_seconds_max) as connection:
-                yield connection
+                try:
+                    yield connection
+                except _UNAVAILABLE:
+                    connection.terminate()  # In doubt, so not for the next one.
+                    raise
         except _UNAVAILABLE as error:
             raise DatabaseUnavailable(str(error) or type(error).__name__) from error
 
@@ -179,6 +183,7 @@ _UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.exceptions.InsufficientResourcesError,
     asyncpg.exceptions.OperatorInterventionError,

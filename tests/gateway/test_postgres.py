@@ -1,0 +1,338 @@
+"""The same reads on the real thing: row level security, look-ups across tenants, pages, audits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+
+from gateway.audit_table import AUDITS
+from gateway.platform import AUDIT_LIST
+from gateway.ports import AuditRecord, DatabaseUnavailable, Page
+from gateway.postgres import Postgres, page_sql
+from gateway.routes import ROUTES
+from gateway.routing import Listing
+from gateway.runtime import NODE_RUN_LIST
+from infra import database
+from infra.db import TableSpec
+from infra.embedded import EmbeddedStack
+from outbox.tables import OUTCOME
+from projections.access import API_KEYS, ApiKey
+from projections.catalog import DEFINITIONS, Definition
+from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run
+
+pytestmark = pytest.mark.services
+
+
+def fresh() -> str:
+    return str(uuid.uuid4())
+
+
+def blank(row: type[Any], /, **given: Any) -> Any:
+    """A row with an empty value in every field that is not given."""
+    empty = {"str": "", "int": 0, "float": 0.0, "bool": False, "JsonObject": {}, "list[str]": []}
+    values = {each.name: given.get(each.name, empty.get(str(each.type))) for each in fields(row)}
+    return row(**values)
+
+
+@dataclass
+class Database:
+    """A migrated database of this file's own. `admin` sees all; `url` is what the gateway connects to."""
+
+    admin: asyncpg.Connection
+    reads: Postgres
+    url: str
+
+    async def put(self, spec: TableSpec, *rows: Any) -> None:
+        names = ", ".join(f'"{column.name}"' for column in spec.columns)
+        places = ", ".join(f"${place}" for place in range(1, len(spec.columns) + 1))
+        for row in rows:
+            values = [
+                column.dump(getattr(row, column.name)) if column.dump else getattr(row, column.name)
+                for column in spec.columns
+            ]
+            await self.admin.execute(f"insert into {spec.name} ({names}) values ({places})", *values)
+
+
+@pytest.fixture
+async def db(services: EmbeddedStack) -> AsyncIterator[Database]:
+    name = f"gateway_{uuid.uuid4().hex[:12]}"
+    first = await asyncpg.connect(services.database_url)
+    await first.execute(f"create database {name}")
+    url = services.postgres.url_of(name)
+    await database.migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), 24, 12)
+    admin = await asyncpg.connect(url)
+    reads = await Postgres.connect(url, connections_max=4)
+    try:
+        yield Database(admin, reads, url)
+    finally:
+        await reads.close()
+        await admin.close()
+        await first.execute(f"drop database {name} with (force)")
+        await first.close()
+
+
+def run(tenant_id: str = "t1", **given: Any) -> Run:
+    made: Run = blank(
+        Run,
+        **{
+            "id": fresh(),
+            "tenant_id": tenant_id,
+            "status": "running",
+            "mode": "manual",
+            "workflow_id": fresh(),
+            "workflow_version_id": fresh(),
+            "created_at": 1.0,
+            **given,
+        },
+    )
+    return made
+
+
+def node(of: Run, **given: Any) -> NodeRun:
+    made: NodeRun = blank(
+        NodeRun,
+        **{
+            "id": fresh(),
+            "run_id": of.id,
+            "tenant_id": of.tenant_id,
+            "node_id": "n",
+            "status": "queued",
+            "iteration": "1",
+            "created_at": 1.0,
+            **given,
+        },
+    )
+    return made
+
+
+async def test_a_row_comes_back_as_it_was_to_its_tenant_only(db: Database) -> None:
+    stored = run(inputs={"客户": [1, 2.5, None]}, output=["x"], ended_at=7.25)
+    await db.put(RUNS, stored)
+    assert await db.reads.one("t1", RUNS, stored.id) == stored
+    assert await db.reads.one("t2", RUNS, stored.id) is None
+    assert await db.reads.one("t1", RUNS, fresh()) is None
+
+
+@pytest.mark.parametrize("tenant_id", ["t1' or true --", "'); drop table run; --", "客户", "\\x7431", "a" * 128])
+async def test_a_tenants_name_is_a_value_never_sql(db: Database, tenant_id: str) -> None:
+    mine, other = run(tenant_id), run("t1")
+    await db.put(RUNS, mine, other)
+    assert await db.reads.one(tenant_id, RUNS, mine.id) == mine
+    assert await db.reads.one(tenant_id, RUNS, other.id) is None
+
+
+async def test_without_a_tenant_the_gateways_role_gets_an_error_not_rows(db: Database) -> None:
+    await db.put(RUNS, run())
+    connection = await asyncpg.connect(db.url, server_settings={"role": "ap_gateway"})
+    try:
+        with pytest.raises(asyncpg.UndefinedObjectError):
+            await connection.fetch("select id from run")
+        for statement in ("update run set status = 'x'", "delete from run", "truncate run", "drop table run"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def test_the_setting_of_one_request_is_gone_in_the_next(db: Database) -> None:
+    stored = run()
+    await db.put(RUNS, stored)
+    one = await Postgres.connect(db.url, connections_max=1)
+    try:
+        assert await one.one("t1", RUNS, stored.id) == stored
+        # Postgres keeps a setting that was made once as an empty one: that is no tenant's name.
+        async with one._acquired(one._reads) as connection:
+            assert await connection.fetchval("select current_setting('app.tenant_id')") == ""
+            assert await connection.fetchval("select count(*) from run") == 0
+    finally:
+        await one.close()
+
+
+async def test_look_ups_cross_tenants_and_see_no_more_than_they_must(db: Database) -> None:
+    stored = run("t7")
+    key = blank(ApiKey, id=fresh(), tenant_id="t8", secret_sha256="a" * 64, status="active", created_at=1.0)
+    assert not await db.reads.any_api_key()
+    await db.put(RUNS, stored)
+    await db.put(API_KEYS, key)
+    assert await db.reads.tenant_of("run", stored.id) == "t7"
+    assert await db.reads.tenant_of("node_run", stored.id) is None
+    assert await db.reads.api_key(key.id) == key
+    assert await db.reads.any_api_key()
+    connection = await asyncpg.connect(db.url, server_settings={"role": "ap_lookup"})
+    try:
+        for statement in ("select inputs from run", "select output from node_run", "table event", "table definition"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.fetch(statement)
+    finally:
+        await connection.close()
+
+
+async def test_an_outcome_is_its_tenants(db: Database) -> None:
+    id = fresh()
+    columns = [column.name for column in OUTCOME.columns]
+    body = orjson.dumps({"id": "x"})
+    await db.admin.execute(
+        f"insert into command_outcome ({', '.join(columns)}) values ($1, 't1', 'a.b', '', 'succeeded', $2, 1)", id, body
+    )
+    found = await db.reads.outcome("t1", id)
+    assert found is not None
+    assert (found.status, found.body) == ("succeeded", {"id": "x"})
+    assert await db.reads.outcome("t2", id) is None
+    assert await db.reads.tenant_of("command_outcome", id) == "t1"
+
+
+async def test_pages_follow_each_other_also_within_one_instant(db: Database) -> None:
+    stored = [
+        blank(Definition, id=fresh(), tenant_id="t1", kind="app", code=str(i), created_at=float(i // 3 + 1))
+        for i in range(10)
+    ]
+    await db.put(DEFINITIONS, *stored, replace(stored[0], id=fresh(), tenant_id="t2"))
+    found: list[Definition] = []
+    after: tuple[Any, ...] | None = None
+    while True:
+        page = Page(DEFINITIONS, ("created_at", "id"), 4, equal={"kind": "app"}, after=after)
+        rows = await db.reads.page("t1", page)
+        if not rows:
+            break
+        found.extend(rows)
+        after = (rows[-1].created_at, rows[-1].id)
+    assert found == sorted(stored, key=lambda row: (row.created_at, row.id), reverse=True)
+
+
+async def test_a_held_node_run_is_found_as_running_in_sql_as_in_python(db: Database) -> None:
+    of = run()
+    nodes = [
+        node(of, status="queued"),
+        node(of, status="queued", ready=True, leased_by="w"),
+        node(of, status="running"),
+        node(of, status="completed"),
+    ]
+    await db.put(RUNS, of)
+    await db.put(NODE_RUNS, *nodes)
+    for status, condition in NODE_RUN_LIST.special["status"].items():
+        page = Page(NODE_RUNS, NODE_RUN_LIST.order, 10, descending=False, where=(condition,))
+        found = {row.id for row in await db.reads.page("t1", page)}
+        assert found == {each.id for each in nodes if condition.holds(each)}, status
+
+
+async def test_every_list_is_a_query_that_postgres_takes(db: Database) -> None:
+    listings = [route for route in ROUTES if isinstance(route, Listing)]
+    assert len(listings) >= 6
+    for route in listings:
+        rows = route.rows
+        values = {"uuid": fresh(), "int2": 1, "int4": 1}
+        equal = {column.name: values.get(column.pg_type, "x") for column in map(rows.column, rows.filters)}
+        by_type = {"float8": 1.0, "uuid": fresh(), "int4": 1}
+        types = {column.name: column.pg_type for column in rows.spec.columns}
+        after = tuple(by_type[types[name]] for name in rows.order)
+        where = (*rows.where, *(each for special in rows.special.values() for each in special.values()))
+        page = Page(rows.spec, rows.order, 5, rows.descending, {**rows.equal, **equal}, where, after)
+        assert await db.reads.page("t1", page) == []
+
+
+async def test_waiting_node_runs_of_manual_runs_are_candidates_oldest_first(db: Database) -> None:
+    mine, other, auto, ended = run("t1"), run("t2"), run(mode="auto"), run(status="completed")
+    second, first, foreign = node(mine, created_at=3.0), node(mine, created_at=2.0), node(other, created_at=1.0)
+    await db.put(RUNS, mine, other, auto, ended)
+    await db.put(
+        NODE_RUNS,
+        second,
+        first,
+        foreign,
+        node(auto),
+        node(ended),
+        node(mine, ready=True),
+        node(mine, status="pending"),
+        node(mine, status="running"),
+    )
+    assert [each.node_run_id for each in await db.reads.candidates("t1", 10)] == [first.id, second.id]
+    assert [each.node_run_id for each in await db.reads.candidates(None, 2)] == [foreign.id, first.id]
+    assert (await db.reads.candidates(None, 1))[0].tenant_id == "t2"
+    assert await db.reads.step_in_flight("t1", mine.id)
+    assert not await db.reads.step_in_flight("t2", mine.id)
+    assert not await db.reads.step_in_flight("t2", other.id)
+
+
+def audit(tenant_id: str, number: int, **given: Any) -> AuditRecord:
+    return AuditRecord(
+        id=fresh(),
+        tenant_id=tenant_id,
+        api_key_id=None,
+        user_id=given.get("user_id"),
+        method="GET",
+        path=f"/gateway/{number}",
+        route="/gateway/{n}",
+        status_code=given.get("status_code", 200),
+        duration_ms=float(number),
+        request_id=str(number),
+        created_at=float(number),
+    )
+
+
+async def test_every_audit_record_of_a_batch_is_stored_under_its_tenant(db: Database) -> None:
+    records = [audit(f"t{number % 3}", number) for number in range(1, 31)]
+    await db.reads.write_audit([*records, audit("", 99)])
+    await db.reads.write_audit(records[:5])  # A batch that was in doubt comes again.
+    for tenant in ("t0", "t1", "t2"):
+        page = Page(AUDITS, AUDIT_LIST.order, 100)
+        expected = [record for record in reversed(records) if record.tenant_id == tenant]
+        assert await db.reads.page(tenant, page) == expected
+    assert await db.admin.fetchval("select count(*) from gateway_request_audit") == 31
+
+
+async def test_stats_are_of_one_tenant_and_time(db: Database) -> None:
+    await db.reads.write_audit([audit("t1", 1), audit("t1", 10), audit("t1", 30, status_code=503), audit("t2", 20)])
+    stats = await db.reads.audit_stats("t1", since=5.0)
+    assert (stats["requests"], stats["by_status"], stats["mean_duration_ms"]) == (2, {"200": 1, "503": 1}, 20.0)
+    assert [(each["route"], each["requests"], each["failed"]) for each in stats["routes"]] == [("/gateway/{n}", 2, 1)]
+    assert (await db.reads.audit_stats("t9", since=0.0))["requests"] == 0
+
+
+async def test_a_server_that_is_not_there_is_said_so(services: EmbeddedStack) -> None:
+    nowhere = await Postgres.connect("postgresql://x:x@127.0.0.1:1/x", connections_max=1, seconds_max=1.0)
+    with pytest.raises(DatabaseUnavailable):
+        await nowhere.ping()
+    with pytest.raises(DatabaseUnavailable):
+        await nowhere.one("t1", RUNS, fresh())
+    await nowhere.close()
+
+
+async def test_a_connection_that_was_cut_is_replaced(db: Database) -> None:
+    stored = run()
+    await db.put(RUNS, stored)
+    assert await db.reads.one("t1", RUNS, stored.id) == stored
+    await db.admin.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
+    found = None
+    for _ in range(5):
+        try:
+            found = await db.reads.one("t1", RUNS, stored.id)
+        except DatabaseUnavailable:
+            continue
+    assert found == stored
+
+
+async def test_lists_of_runs_use_their_index(db: Database) -> None:
+    """The plan, not the time: newest rows of one tenant without a sort, whatever else the table holds."""
+    await db.admin.execute(
+        """insert into run (id, tenant_id, seq, status, mode, workflow_id, workflow_version_id, allowance, active,
+             pending, compensation_failed, compensates, compensations, correlation_id, traceparent, actor, created_at)
+           select gen_random_uuid(), 't' || i % 50, 1, 'completed', 'auto', gen_random_uuid(), gen_random_uuid(),
+             0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
+    )
+    await db.admin.execute("analyze run")
+    sql, values = page_sql("t1", Page(RUNS, ("created_at", "id"), 51))
+    async with db.admin.transaction():
+        await db.admin.execute("set local role ap_gateway")
+        await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
+        plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
+    assert "Index Scan Backward using run_newest" in plan
+    assert "Sort" not in plan

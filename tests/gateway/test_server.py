@@ -1,0 +1,191 @@
+"""One gateway and one worker on real Kafka and Postgres: started, used, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+import httpx
+import pytest
+
+from bus.producer import Producer
+from gateway.server import listen, serve
+from infra import main as roles
+from infra.embedded import EmbeddedStack
+from infra.settings import Settings
+from tests.gateway.test_workflows import GREET
+
+
+def test_what_the_gateway_accepts_is_not_delayed() -> None:
+    """asyncio switches Nagle's algorithm off only where the listening socket says that it is TCP."""
+    listening = listen("127.0.0.1", 0)
+    with contextlib.closing(listening):
+        assert listening.proto == socket.IPPROTO_TCP
+        with pytest.raises(OSError, match="in use"):
+            listen("127.0.0.1", listening.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """A gateway that serves; `stop` ends it in order, `task` is done then."""
+
+    http: httpx.AsyncClient
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+    settings: Settings
+
+
+@contextlib.asynccontextmanager
+async def gateway(settings: Settings) -> AsyncIterator[Running]:
+    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
+    stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        serve(
+            settings,
+            producer,
+            database_url=settings.required_database_url,
+            kafka_bootstrap=settings.required_kafka_bootstrap,
+            stop=stop,
+            started=port.set_result,
+        )
+    )
+    try:
+        await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}", timeout=40) as http:
+            yield Running(http, stop, task, settings)
+    finally:
+        stop.set()
+        await task
+        await producer.stop()
+
+
+@contextlib.asynccontextmanager
+async def worker(settings: Settings) -> AsyncIterator[None]:
+    async with roles.worker(settings, roles.Extras()) as running:
+        tasks = [asyncio.create_task(running.worker.run())]
+        tasks.extend(asyncio.create_task(duty.run()) for duty in running.duties)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def settings(services: EmbeddedStack) -> AsyncIterator[Settings]:
+    """A database and topics of this test's own."""
+    name = f"server_{uuid.uuid4().hex[:12]}"
+    first = await asyncpg.connect(services.database_url)
+    await first.execute(f"create database {name}")
+    settings = Settings(
+        database_url=services.postgres.url_of(name),
+        kafka_bootstrap=services.kafka_bootstrap,
+        topic_prefix=f"{name}.",
+        gateway_port=0,
+        commands_partitions=2,
+        ingress_partitions=1,
+        events_partitions=2,
+        steps_partitions=1,
+        replies_partitions=2,
+        live_partitions=1,
+        dead_letters_partitions=1,
+        gateway_instance=1,
+    )
+    await roles.migrate(settings)
+    await roles.create_topics(settings)
+    try:
+        yield settings
+    finally:
+        await first.execute(f"drop database {name} with (force)")
+        await first.close()
+
+
+@pytest.mark.services
+async def test_a_write_is_a_command_whose_outcome_comes_back(settings: Settings) -> None:
+    async with worker(settings), gateway(settings) as running:
+        http = running.http
+        assert (await http.get("/ready")).json()["services"] == {"kafka": "up", "postgres": "up"}
+        body = {"tenant_id": "t1", "code": "greet", "name": "Greet"}
+        headers = {"idempotency-key": "k", "prefer": "wait=30"}
+        made = await http.post("/gateway/workflows", json=body, headers=headers)
+        assert made.status_code == 201, made.text
+        again = await http.post("/gateway/workflows", json=body, headers=headers)
+        assert (again.status_code, again.json()) == (201, made.json())
+        other = await http.post("/gateway/workflows", json=body | {"name": "x"}, headers=headers)
+        assert other.status_code == 422
+        refused = await http.post("/gateway/workflows", json=body)
+        assert (refused.status_code, refused.json()["existing_id"]) == (409, made.json()["id"])
+
+        version = {"workflow_id": made.json()["id"], "dsl_json": GREET, "status": "published"}
+        assert (await http.post("/gateway/workflows/versions", json=version)).status_code == 201
+        run = await http.post("/gateway/runtime/runs", json={"workflow_id": made.json()["id"]})
+        assert (run.status_code, run.json()["status"]) == (201, "completed")
+        path = f"/gateway/runtime/runs/{run.json()['id']}"
+        assert (await http.get(path)).json()["output_text"] == "Hello"
+        for id in (run.json()["id"], str(uuid.uuid4())):
+            foreign = await http.get(f"/gateway/runtime/runs/{id}", headers={"x-tenant-id": "t2"})
+            assert (foreign.status_code, foreign.json()["detail"]) == (404, "no such run")
+        cancelled = await http.post(f"{path}/cancel", headers={"x-tenant-id": "t2"})
+        assert cancelled.status_code == 404
+
+
+@pytest.mark.services
+async def test_of_many_parallel_tries_one_makes_the_first_key(settings: Settings) -> None:
+    settings = settings.model_copy(update={"auth_required": True, "bootstrap_open": True})
+    async with worker(settings), gateway(settings) as running:
+        answers = await asyncio.gather(
+            *(
+                running.http.post(
+                    "/gateway/api-keys",
+                    json={"tenant_id": f"t{number}", "name": "first"},
+                    headers={"prefer": "wait=30"},
+                )
+                for number in range(50)
+            )
+        )
+        (won,) = [answer for answer in answers if answer.status_code == 201]
+        assert {answer.status_code for answer in answers} <= {201, 401, 409}
+        headers = {"x-api-key": won.json()["api_key"]}
+        (listed,) = (await running.http.get("/gateway/api-keys", headers=headers)).json()["items"]
+        assert listed["id"] == won.json()["id"]
+
+
+@pytest.mark.services
+async def test_without_a_worker_a_write_waits_and_its_outcome_comes_later(settings: Settings) -> None:
+    async with gateway(settings) as running:
+        answer = await running.http.post(
+            "/gateway/workflows/apps", json={"code": "a", "name": "A"}, headers={"prefer": "wait=1"}
+        )
+        assert answer.status_code == 202
+        where = answer.headers["location"]
+        assert (await running.http.get(where)).json()["status"] == "pending"
+        async with worker(settings), asyncio.timeout(60):
+            while (told := (await running.http.get(where)).json())["status"] == "pending":
+                await asyncio.sleep(0.1)
+        assert (told["status"], told["result"]["code"]) == ("succeeded", "a")
+
+
+@pytest.mark.services
+async def test_a_clean_stop_finishes_what_is_asked_and_writes_every_audit(settings: Settings) -> None:
+    async with gateway(settings) as running:
+        slow = asyncio.create_task(
+            running.http.post("/gateway/workflows/apps", json={"code": "a", "name": "A"}, headers={"prefer": "wait=2"})
+        )
+        for _ in range(20):
+            assert (await running.http.get("/gateway/runtime/runs")).status_code == 200
+        running.stop.set()
+        assert (await slow).status_code == 202
+        await running.task
+    connection = await asyncpg.connect(settings.required_database_url)
+    try:
+        assert await connection.fetchval("select count(*) from gateway_request_audit") == 21
+    finally:
+        await connection.close()
