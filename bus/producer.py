@@ -63,7 +63,12 @@ class Producer:
             await _close(producer)
 
     def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
-        """Queue records for the next round. The future ends as `publish` does."""
+        """Queue records for the next round. The future ends as `publish` does; one too large fails this call alone."""
+        for out in records:
+            if len(out.body) > MESSAGE_BYTES_MAX:
+                refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                refused.set_exception(SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}"))
+                return refused
         sending = _Sending(records, asyncio.get_running_loop().create_future())
         self._queue.append(sending)
         if self._rounds is None or self._rounds.done():
@@ -105,8 +110,6 @@ class Producer:
         shares: dict[tuple[str, int], list[Out]] = {}
         for sending in sendings:
             for out in sending.records:
-                if len(out.body) > MESSAGE_BYTES_MAX:
-                    raise SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}")
                 share = shares.get((out.topic, out.partition))
                 if share is None:
                     shares[out.topic, out.partition] = [out]

@@ -146,7 +146,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        """Finish the batch under way, send what it made, leave the group."""
+        """Finish the batch under way, send what it made, leave the group. `run` ends; a second call does nothing."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._wake.set()
         self._room.set()

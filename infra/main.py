@@ -46,7 +46,8 @@ from schemas.topics import STEP_KINDS, partition_of
 
 log = logging.getLogger("agent_platform")
 
-STEP_STOP_SECONDS = 5.0
+STEP_STOP_SECONDS = 20.0
+"""How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
 CODE_AT_ONCE = 64
 """Code steps leased at once: more than run at once, so that the sandbox never waits for a claim."""
 SPARE_AT_ONCE = 32
@@ -84,7 +85,10 @@ async def create_topics(settings: Settings) -> None:
 async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
     """Own lanes and execute steps until SIGTERM or SIGINT."""
     async with _stopping() as stop, worker(settings, extras or Extras()) as running:
-        await _until(stop, running.worker.run(), *(task.run() for task in running.duties))
+        async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
+            await stop.wait()
+            await running.worker.stop()
+            await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
 
 
 async def run_executor(settings: Settings, extras: Extras | None = None) -> None:
@@ -95,7 +99,10 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
         )
         parts.deliver = executor.deliver
         heartbeats = Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds)
-        await _until(stop, executor.run(), heartbeats.run(), _hints(settings, executor, parts.pool.kinds))
+        hints = _hints(settings, executor, parts.pool.kinds)
+        async with _working(stop, executor.run(), heartbeats.run(), hints):
+            await stop.wait()
+            await parts.pool.stop(STEP_STOP_SECONDS)
 
 
 async def run_gateway(settings: Settings) -> None:
@@ -180,7 +187,7 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
     try:
         yield parts
     finally:
-        await parts.pool.stop(STEP_STOP_SECONDS)
+        await parts.pool.stop(0)
         await code.stop()
         await producer.stop()
         await pool.close()
@@ -195,6 +202,7 @@ class RunningWorker:
     worker: Worker
     parts: _Parts
     duties: list[Any]
+    pools: list[StepPool]
 
 
 class _LaneSteps:
@@ -287,10 +295,10 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         ]
         await running.start()
         try:
-            yield RunningWorker(running, parts, duties)
+            yield RunningWorker(running, parts, duties, [parts.pool, spare_pool])
         finally:
             await running.stop()
-            await spare_pool.stop(STEP_STOP_SECONDS)
+            await spare_pool.stop(0)
 
 
 def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
@@ -352,17 +360,20 @@ async def _stopping() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
-    """Run until asked to stop. A part that ends by itself ends the role: what it did must not stay undone."""
+@contextlib.asynccontextmanager
+async def _working(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these in the background. One that ends by itself ends the role: what it did must not stay undone."""
     tasks = [asyncio.ensure_future(each) for each in work]
-    asked = asyncio.ensure_future(stop.wait())
+    for task in tasks:
+        task.add_done_callback(lambda _: stop.set())
+    stopped_by_us = False
     try:
-        done, _ = await asyncio.wait([asked, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task is not asked:
-                task.result()
-                raise RuntimeError("a part of this role ended by itself")
+        yield
+        stopped_by_us = True
     finally:
-        for task in [asked, *tasks]:
+        ended = [task for task in tasks if task.done()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, asked, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended if stopped_by_us else ():
+        task.result()

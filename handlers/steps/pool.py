@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from bus.store import Incoming, Out
 from handlers.steps.port import Performers, StepCall, StepFailed
 from infra.db import changed
@@ -16,7 +18,7 @@ from projections.runtime import NodeRun
 from schemas.envelope import Envelope
 from schemas.graph import Node
 from schemas.messages import derive
-from schemas.runtime import CompleteNode, FailNode, Failure
+from schemas.runtime import VALUE_BYTES_MAX, CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS, partition_of
 
 log = logging.getLogger("agent_platform.steps")
@@ -73,11 +75,12 @@ class StepPool:
         self._partitions = partitions
         self.deliver = deliver
         self._now = now
-        self._room = dict(capacity)
+        self._room = {kind: count for kind, count in capacity.items() if kind in performers}
+        self._closed = False
         self.held: dict[str, Held] = {}
 
     def room(self, kind: str) -> int:
-        return self._room.get(kind, 0) if kind in self.performers else 0
+        return 0 if self._closed else self._room.get(kind, 0)
 
     @property
     def kinds(self) -> list[str]:
@@ -125,6 +128,7 @@ class StepPool:
 
     async def stop(self, seconds: float) -> None:
         """Let steps under way finish for so long; the others are repeated elsewhere when their leases run out."""
+        self._closed = True
         tasks = [held.task for held in self.held.values() if held.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
@@ -180,6 +184,9 @@ class StepPool:
         except Exception as defect:
             log.exception("executing a %s step failed", row.kind)
             return self._failed(names, started_at, StepFailed("step_error", f"{type(defect).__name__}: {defect}"))
+        if len(orjson.dumps(result.output)) > VALUE_BYTES_MAX or len(result.text or "") > VALUE_BYTES_MAX:
+            too_large = StepFailed("output_too_large", f"the output is over {VALUE_BYTES_MAX} bytes", retryable=False)
+            return self._failed(names, started_at, too_large)
         return CompleteNode(
             **names,
             output=result.output,
