@@ -73,7 +73,7 @@ class Ingress(Protocol):
 class Limits:
     decide_records_max: int = 300
     rows_max: int = 4_096
-    aggregates_max: int = 4_000
+    aggregates_max: int = 400
     facts_max: int = 256
     dead_ratio: float = 0.01
     dead_window_records: int = 1_000
@@ -603,12 +603,12 @@ class Kernel:
         sending = {id: lane for id, lane in lanes.items() if lane.settle()}
         sends = [out for out in plan.sends if out.lane in sending]
         if sends:
-            future = asyncio.ensure_future(self.log.publish(sends))
+            future = self.log.enqueue(sends)
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)
         if plan.replies or self._hints:
-            best_effort = asyncio.ensure_future(self.log.publish([*plan.replies, *self._hints]))
+            best_effort = self.log.enqueue([*plan.replies, *self._hints])
             best_effort.add_done_callback(_retrieved)
         if self._steps:
             for row, lane in self._started:
@@ -620,16 +620,16 @@ class Kernel:
 
     async def fire_timers(self) -> None:
         """Move the due timers of our lanes to their outbox and send them. Raises as `handle` does."""
-        lanes = [lane for lane in self.lanes.values() if lane.usable and not lane.ingress]
-        due = await self.store.due_lanes([lane.id for lane in lanes])
+        lanes = {id: lane for id, lane in self.lanes.items() if lane.usable and not lane.ingress}
+        due = await self.store.due_lanes(list(lanes))
         if not due:
             return
         plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
         try:
             async with self.store.unit() as unit:
-                await unit.lock([_standing(self.lanes[id]) for id in due])
+                await unit.lock([_standing(lanes[id]) for id in due])
                 for out in await unit.due_timers(due):
-                    plan.send(self.lanes[out.lane], out)
+                    plan.send(lanes[out.lane], out)
                 if plan.made:
                     self._finish(plan)
                     await unit.save(plan.writes)

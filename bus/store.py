@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -218,5 +219,12 @@ class Store(Protocol):
 
 
 class Log(Protocol):
+    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+        """`publish` without waiting: queued when this returns, behind all that was queued before.
+
+        What waits behind a record that fails must fail with it, at the same moment: else it would overtake
+        what is sent again.
+        """
+
     async def publish(self, records: Sequence[Out]) -> None:
         """Produce in order per partition; returns when all are acknowledged. Raises SendFailed."""

@@ -346,7 +346,7 @@ class MemoryLog:
 
 
 class MemoryProducer:
-    """`Log` of one process: in order per partition. What waits behind a record that is lost fails with it.
+    """`Log` of one process: sends in rounds, as the producer for Kafka does; a round that fails fails all that waits.
 
     `fault(out)`: how often the record gets to the topic (0: the send fails, -1: it fails after one did).
     """
@@ -355,41 +355,37 @@ class MemoryProducer:
         self._log = log
         self._point = point
         self._fault = fault
-        self._tails: dict[tuple[str, int], asyncio.Future[None]] = {}
-        self._failures: dict[tuple[str, int], int] = {}
+        self._queue: list[tuple[Sequence[Out], asyncio.Future[None]]] = []
+        self._rounds: asyncio.Task[None] | None = None
 
     async def publish(self, records: Sequence[Out]) -> None:
-        shares: dict[tuple[str, int], list[Out]] = {}
-        for record in records:
-            shares.setdefault((record.topic, record.partition), []).append(record)
-        turns = [(place, self._failures.get(place, 0), *self._queue(place)) for place in shares]
-        try:
-            for place, failures, before, turn in turns:
-                if before is not None:
-                    await asyncio.wait([before])
+        await self.enqueue(records)
+
+    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((records, future))
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.get_running_loop().create_task(self._run())
+        return future
+
+    async def _run(self) -> None:
+        while self._queue:
+            sendings, self._queue = self._queue, []
+            try:
                 await self._point("before_send")
-                self._send(place, shares[place], failures)
-                turn.set_result(None)
-        except SendFailed:
-            for place, failures, _, turn in turns:
-                if not turn.done():
-                    self._failures[place] = failures + 1
-            raise
-        finally:
-            for _, _, _, turn in turns:
-                turn.cancel()
-        await self._point("after_send")
+                self._send([out for records, _ in sendings for out in records])
+                await self._point("after_send")
+            except SendFailed as failed:
+                sendings += self._queue
+                self._queue = []
+                for _, future in sendings:
+                    future.set_exception(failed)
+            else:
+                for _, future in sendings:
+                    future.set_result(None)
 
-    def _queue(self, place: tuple[str, int]) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
-        """What is sent before this, and the place behind it."""
-        before = self._tails.get(place)
-        turn = self._tails[place] = asyncio.get_running_loop().create_future()
-        return before, turn
-
-    def _send(self, place: tuple[str, int], share: Sequence[Out], failures: int) -> None:
-        if failures != self._failures.get(place, 0):
-            raise SendFailed("a record before it was lost")
-        for out in share:
+    def _send(self, records: Sequence[Out]) -> None:
+        for out in records:
             times = self._fault(out)
             for _ in range(abs(times)):
                 self._log.append(out)
