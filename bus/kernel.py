@@ -28,6 +28,7 @@ from bus.store import (
     Store,
     Unavailable,
     Unknown,
+    Writes,
 )
 from infra.db import TableSpec
 from schemas import registry
@@ -639,6 +640,29 @@ class Kernel:
             self._give_up(due, str(unknown))
         else:
             self._committed(plan)
+
+    async def trim(self) -> None:
+        """Store how far idle lanes have been sent: their next transaction may be long in coming. Raises Unavailable.
+
+        A lane is idle if it made nothing since the former call.
+        """
+        idle = []
+        for lane in self.lanes.values():
+            if lane.usable and lane.settle() and lane.sent > lane.trimmed and lane.position == lane.position_swept:
+                idle.append(lane)
+            lane.position_swept = lane.position
+        if not idle:
+            return
+        advances = [_standing(lane) for lane in idle]
+        try:
+            await self.store.write(Writes(advances=advances, trim=True))
+        except Fenced as fenced:
+            self._give_up(fenced.lanes, "fenced")
+        except Unknown as unknown:
+            self._give_up([lane.id for lane in idle], str(unknown))
+        else:
+            for lane, advance in zip(idle, advances, strict=True):
+                lane.trimmed = advance.sent
 
     async def settle(self) -> None:
         """Wait for what is being sent, and drain the lanes whose sends failed. Raises SendFailed if that fails too."""

@@ -38,6 +38,7 @@ class Lane:
         self.position = claimed.position
         self.sent = claimed.sent
         self.trimmed = claimed.sent
+        self.position_swept = claimed.position
         self.gaps = 0
         self.gap = False
         self.lost = False

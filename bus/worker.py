@@ -334,6 +334,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _sweep(self) -> None:
         try:
             await self.kernel.fire_timers()
+            await self.kernel.trim()
             stopped = [lane.id for lane in self.kernel.lanes.values() if lane.stopped]
             if stopped:
                 for id in await self.kernel.store.restarted(stopped, [self.kernel.lanes[id].epoch for id in stopped]):

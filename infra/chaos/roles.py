@@ -84,6 +84,11 @@ class StoppingLog:
         self._inner = inner
         self._stops = stops
 
+    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+        self._stops.at(BEFORE_SEND)
+        sending: asyncio.Future[None] = self._inner.enqueue(records)
+        return sending
+
     async def publish(self, records: Sequence[Out]) -> None:
         self._stops.at(BEFORE_SEND)
         await self._inner.publish(records)
