@@ -212,8 +212,8 @@ class CodeRunner:
         await asyncio.to_thread(self._close, pool)
 
     def _close(self, pool: Monty | None) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._check_thread.shutdown(cancel_futures=True)
+        self._threads.shutdown()
+        self._check_thread.shutdown()
         if pool is not None:
             pool.__exit__(None, None, None)
         self._folder.cleanup()
@@ -278,6 +278,8 @@ def _checkout(pool: Monty, seconds: float) -> MontySession:
 
 
 def _execute(pool: Monty, run: _Run, code: str, payload: Any, seconds: float) -> StepResult:
+    if run.ended:
+        raise StepFailed("sandbox_unavailable", "the run was ended before it began")
     try:
         with _checkout(pool, seconds) as session, run.holding(session.worker_pid):
             try:

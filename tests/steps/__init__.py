@@ -1,0 +1,1 @@
+"""Effects: what steps do to the world, and what they must not."""
