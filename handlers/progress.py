@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -65,8 +66,7 @@ class Progress:
 
     def settle(self) -> Iterator[Decision]:
         """Begin what is enabled until nothing is, then see whether the run has ended."""
-        while self._queue:
-            enabled = self._queue.popleft()
+        while enabled := self._next():
             if self.run.status not in GOING:
                 self._queue.clear()
                 break
@@ -95,14 +95,20 @@ class Progress:
         """Run a node run that exists and is not ready: pure ones at once, others as a step."""
         yield from self._run(*self.place(row), row)
 
+    def _next(self) -> Enabled | None:
+        """What is enabled next; an early join may have skipped it meanwhile, or have it skipped now."""
+        while self._queue:
+            enabled = self._queue.popleft()
+            node, iteration = enabled.node, enabled.iteration
+            if node.index not in self._coverable():
+                return enabled
+            if self._row(node, iteration) is None:
+                return replace(enabled, why="skip") if self._resolution().covered(node, iteration) else enabled
+        return None
+
     def _begin(self, enabled: Enabled) -> Iterator[Decision]:
         node, iteration = enabled.node, enabled.iteration
-        covered = False
-        if node.index in self._coverable():
-            if self._row(node, iteration) is not None:
-                return  # It was skipped when a join passed early.
-            covered = self._resolution().covered(node, iteration)
-        if covered or enabled.why == "skip":
+        if enabled.why == "skip":
             self._share -= 1
             yield self._skip(node, iteration)
         elif enabled.why != "run":
@@ -194,7 +200,7 @@ class Progress:
         if row is not None and "/" in row.path:
             yield wire.NodeCompleted(**names, output=output, output_text=text, **self._said(row, said))
             return
-        resolution, early = None, False
+        early = False
         taken: list[int] = []
         if going:
 
@@ -202,10 +208,12 @@ class Progress:
                 return label is None or (route is not None and label == route)
 
             resolution = self._resolve(node, iteration, takes, leaving=leaving, taken=taken)
-            if node.id in self._program.latest:
-                resolution.remember(node.id, names["node_run_id"])
             if node.index in self._program.early_joins and error is None:
                 early = resolution.pass_early(node, iteration)
+        else:
+            resolution = self._resolution()  # Its edges lead nowhere now; compensations may read its output.
+        if node.id in self._program.latest:
+            resolution.remember(node.id, names["node_run_id"])
         yield wire.NodeCompleted(
             **names,
             output=output,
@@ -215,13 +223,12 @@ class Progress:
             error=error,
             sink=going and not taken,
             compensable=node.compensation is not None and self.run.compensates,
-            marks=resolution.marks if resolution else (),
+            marks=resolution.marks,
             **self._said(row, said),
         )
-        if resolution:
-            self._queue.extend(resolution.enabled)
-            if early:
-                yield from self._cover()
+        self._queue.extend(resolution.enabled)
+        if early:
+            yield from self._cover()
 
     def failed(
         self,
@@ -439,8 +446,8 @@ class Progress:
                 return
             yield wire.StepsAllowed(allowance=self.run.allowance - 1)
             yield from self.execute(min(queued, key=lambda row: row.seq))
-            while self._queue:
-                yield from self._begin(self._queue.popleft())
+            while enabled := self._next():
+                yield from self._begin(enabled)
 
     # --- reading ---------------------------------------------------------------------------------------------
 
