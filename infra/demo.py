@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.settings import Settings
+from infra.verify import verify
 from schemas.envelope import Envelope
 from schemas.messages import JsonObject
 from schemas.runtime import RUN_ENDED, CreateRun
@@ -290,12 +291,13 @@ def _result_table(outputs: Sequence[JsonObject]) -> Table:
 
 
 async def _verify(settings: Settings, console: Console) -> None:
-    from infra.verify import verify
-
-    report = await verify(settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix)
+    console.print("\n[bold]5[/] ap verify, over everything recorded in Postgres and Kafka ...")
+    url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap
+    report = await verify(url, bootstrap, settings.topic_prefix, lease_seconds=settings.lease_seconds)
     if not report.clean:
         raise DemoFailed(f"ap verify: {report.violations}")
-    console.print("\n[bold]5[/] ap verify: clean. Nothing was lost and nothing happened twice.")
+    checked = ", ".join(f"{count} {what}" for what, count in sorted(report.checked.items()))
+    console.print(f"  Clean: nothing was lost and nothing happened twice ({checked}).")
 
 
 # --- HTTP ----------------------------------------------------------------------------------------------------
