@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.problems import Problem
@@ -23,6 +23,8 @@ log = logging.getLogger("agent_platform.gateway")
 _REQUEST_ID = re.compile(rb"^[\x21-\x7e]{1,128}$")
 _TRACEPARENT = re.compile(rb"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 PATH_CHARACTERS_MAX = 1024
+CLIENT_LEFT = 499
+"""Audited as this, by custom; nobody is there to be told."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class CallMiddleware:
 
         try:
             await self._app(scope, receive, answer)
+        except ClientDisconnect:
+            call.status = CLIENT_LEFT
         except Exception:
             log.exception("request %s failed", call.request_id)
             if begun:

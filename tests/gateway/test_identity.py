@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import unquote
@@ -15,12 +16,14 @@ from starlette.types import ASGIApp, Message
 
 from gateway.api_keys import BOOTSTRAP_KEY_ID
 from gateway.app import create_app
+from gateway.examples import REQUESTS
 from gateway.platform import ready
 from gateway.routes import ROUTES
-from gateway.routing import PUBLIC, PUBLIC_PATHS, Ask, check_permissions
+from gateway.routing import PUBLIC, PUBLIC_PATHS, Action, Ask, Write, check_permissions
 from gateway.state import Gateway
 from infra.settings import Settings
 from projections.access import ApiKey
+from tests.gateway.test_workflows import GREET
 from tests.gateway.world import World, client_of, gateway_over
 
 TOKEN = "bootstrap-token"
@@ -253,6 +256,56 @@ async def test_too_many_requests_of_one_key(world: World) -> None:
         assert await status(two) == 200
         world.now += 1
         assert await status(one) == 200
+
+
+async def test_another_tenants_ids_answer_as_random_ones_do_in_every_operation(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    mine, other = key(world, "*"), key(world, "*", tenant="t2", number=2)
+    app = await http.post("/gateway/workflows/apps", json={"code": "a", "name": "A"}, headers=mine)
+    workflow = await http.post("/gateway/workflows", json={"code": "w", "name": "W"}, headers=mine)
+    body = {"workflow_id": workflow.json()["id"], "dsl_json": GREET, "status": "published"}
+    version = await http.post("/gateway/workflows/versions", json=body, headers=mine)
+    run = await http.post("/gateway/runtime/runs", json=body | {"mode": "manual"}, headers=mine)
+    assert run.status_code == 422  # The body of a version is none of a run.
+    run = await http.post(
+        "/gateway/runtime/runs", json={"workflow_id": body["workflow_id"], "mode": "manual"}, headers=mine
+    )
+    nodes = await http.get("/gateway/runtime/node-runs", params={"run_id": run.json()["id"]}, headers=mine)
+    ids = [answer.json()["id"] for answer in (app, workflow, version, run)]
+    ids += [nodes.json()["items"][0]["id"], mine["x-api-key"].split("_")[1], next(iter(world.outcomes))]
+    events = len(world.events)
+
+    async def told(method: str, path: str, example: Any, id: str) -> tuple[int, str]:
+        url = re.sub(r"\{\w+\}", id, path)
+        answer = await http.request(method, url, json=example, headers=other)
+        shown = {name: value for name, value in answer.json().items() if name not in ("request_id", "command_id")}
+        return answer.status_code, str(shown)
+
+    checked = 0
+    for route in ROUTES:
+        if "{" in route.path:
+            example = REQUESTS[route.body.__name__] if isinstance(route, Write | Action) else None
+            example = {name: value for name, value in (example or {}).items() if name != "tenant_id"}
+            random = await told(route.method, route.path, example, RANDOM)
+            assert random[0] == (200 if route.shows == "CommandOutcome" else 404), route.path
+            for id in ids:
+                assert await told(route.method, route.path, example, id) == random, route.path
+                checked += 1
+    assert checked >= 7 * 14
+    assert len(world.events) == events
+    for path in (
+        "/gateway/runtime/runs",
+        "/gateway/runtime/node-runs",
+        "/gateway/workflows",
+        "/gateway/workflows/apps",
+    ):
+        assert (await http.get(path, headers=other)).json()["items"] == []
+    body = {"workflow_id": workflow.json()["id"], "dsl_json": GREET}
+    for path, sent in (("/gateway/workflows/versions", body), ("/gateway/runtime/runs", {"workflow_id": ids[1]})):
+        foreign = await http.post(path, json=sent, headers=other)
+        random_one = await http.post(path, json=sent | {"workflow_id": RANDOM}, headers=other)
+        assert (foreign.status_code, foreign.json()["detail"]) == (422, random_one.json()["detail"])
 
 
 # --- making keys -----------------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ import httpx
 import pytest
 
 from gateway.app import create_app
+from gateway.examples import ANSWERS
 from gateway.routes import ROUTES
+from gateway.routing import Listing
 from gateway.state import Gateway
 from infra.settings import Settings
+from tests.gateway.test_workflows import GREET
 from tests.gateway.world import World
 
 APPS = "/gateway/workflows/apps"
@@ -197,6 +200,20 @@ async def test_the_examples_are_accepted_as_they_are_written(http: httpx.AsyncCl
                 assert answer.status_code in (200, 201, 404, 422), path
                 if answer.status_code == 422:
                     assert "no such" in answer.text, (path, answer.text)
+
+
+async def test_the_examples_show_the_fields_that_answers_have(http: httpx.AsyncClient) -> None:
+    await http.post("/gateway/workflows/apps", json={"code": "a", "name": "A"})
+    workflow = await http.post("/gateway/workflows", json={"code": "w", "name": "W"})
+    version = {"workflow_id": workflow.json()["id"], "dsl_json": GREET, "status": "published"}
+    await http.post("/gateway/workflows/versions", json=version)
+    await http.post("/gateway/runtime/runs", json={"workflow_id": workflow.json()["id"]})
+    made = await http.post("/gateway/api-keys", json={"name": "k"})
+    assert set(made.json()) == set(ANSWERS["ApiKeyMade"])
+    listings = [route for route in ROUTES if isinstance(route, Listing)]
+    for route in listings:
+        item = (await http.get(route.path)).json()["items"][0]
+        assert set(item) == set(ANSWERS[route.shows]), route.path
 
 
 def test_authentication_off_is_for_loopback_only() -> None:

@@ -185,3 +185,15 @@ async def test_runs_are_filtered_by_field(http: httpx.AsyncClient) -> None:
     assert await ids(session_id="s1", mode="auto") == [done["id"]]
     assert await ids(workflow_id=RANDOM) == []
     assert len(await ids(workflow_id=workflow_id)) == 2
+
+
+async def test_a_step_that_is_not_done_in_time_is_202(http: httpx.AsyncClient) -> None:
+    code = {"nodes": [{"id": "c", "type": "code", "config": {"language": "python", "code": "result = 1"}}], "edges": []}
+    run = await started(http, await workflow(http, code), mode="manual")
+    answer = await http.post(f"/gateway/runtime/runs/{run['id']}/execute", json={})
+    assert answer.status_code == 202
+    told = (await http.get(answer.headers["location"])).json()
+    assert told["status"] == "succeeded", "the command was taken; its step goes on"
+    (node,) = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
+    answer = await http.post(f"/gateway/runtime/node-runs/{node['id']}/execute")
+    assert answer.status_code == 202

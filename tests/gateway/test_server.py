@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 import httpx
@@ -156,6 +157,51 @@ async def test_of_many_parallel_tries_one_makes_the_first_key(settings: Settings
         headers = {"x-api-key": won.json()["api_key"]}
         (listed,) = (await running.http.get("/gateway/api-keys", headers=headers)).json()["items"]
         assert listed["id"] == won.json()["id"]
+
+
+CODE = {
+    "nodes": [
+        {"id": "start", "type": "start", "config": {}},
+        {
+            "id": "sum",
+            "type": "code",
+            "config": {
+                "language": "python",
+                "input_json": {"numbers": [1, 2, 3]},
+                "code": "result = {'total': sum(payload['numbers'])}",
+            },
+        },
+        {"id": "say", "type": "answer", "config": {"template": "{{nodes.sum.output.result_json.total}}"}},
+    ],
+    "edges": [{"source": "start", "target": "sum"}, {"source": "sum", "target": "say"}],
+}
+
+
+@pytest.mark.services
+async def test_a_call_that_executes_answers_when_the_step_is_done(settings: Settings) -> None:
+    async with worker(settings), gateway(settings) as running:
+        http = running.http
+
+        async def post(path: str, **body: object) -> Any:
+            answer = await http.post(f"/gateway/{path}", json=body, headers={"prefer": "wait=30"})
+            assert answer.status_code in (200, 201), answer.text
+            return answer.json()
+
+        workflow = await post("workflows", code="sum", name="Sum")
+        await post("workflows/versions", workflow_id=workflow["id"], dsl_json=CODE, status="published")
+
+        run = await post("runtime/runs", workflow_id=workflow["id"], mode="manual")
+        path = f"runtime/runs/{run['id']}"
+        assert (await post(f"{path}/execute-next", worker_key="w"))["status"] == "running"
+        node = await post("runtime/workers/execute-next", worker_key="w", lease_seconds=300)
+        assert (node["node_id"], node["status"]) == ("sum", "completed")
+        assert node["output_json"]["result_json"] == {"total": 6}
+        done = await post(f"{path}/execute", worker_key="w", max_steps=16)
+        assert (done["status"], done["output_text"]) == ("completed", "6")
+
+        auto = await post("runtime/runs", workflow_id=workflow["id"])
+        done = await post(f"runtime/runs/{auto['id']}/execute", worker_key="w")
+        assert (done["status"], done["output_text"]) == ("completed", "6")
 
 
 @pytest.mark.services
