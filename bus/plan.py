@@ -14,7 +14,7 @@ from bus.lanes import Lane
 from bus.rows import View
 from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
 from infra.db import TableSpec
-from schemas.envelope import SOURCE, Envelope
+from schemas.envelope import SOURCE, Envelope, Headers
 from schemas.messages import Command, Event, Rejected, derive
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of
 
@@ -50,18 +50,22 @@ class Partitions:
 def event_record(logged: Logged, partitions: Partitions) -> Out:
     """An event as its record on the `events` topic."""
     r = logged.recorded
-    envelope = Envelope(
-        id=f"{r.aggregate_id}/{r.seq}",
-        type=r.event.type,
-        tenant_id=r.tenant_id,
-        subject=r.aggregate_id,
-        time=rfc3339(r.at),
-        correlation_id=r.correlation_id,
-        causation_id=r.causation_id,
-        actor=r.actor,
-        traceparent=r.traceparent,
-        sequence=r.seq,
-    )
+    headers: Headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", f"{r.aggregate_id}/{r.seq}".encode()),
+        ("ce_source", b"agent-platform"),
+        ("ce_type", r.event.type.encode()),
+        ("ce_tenantid", r.tenant_id.encode()),
+        ("ce_subject", r.aggregate_id.encode()),
+        ("ce_time", rfc3339(r.at).encode()),
+        ("ce_correlationid", r.correlation_id.encode()),
+        ("ce_causationid", r.causation_id.encode()),
+        ("ce_sequence", b"%d" % r.seq),
+    ]
+    if r.actor:
+        headers.append(("ce_actor", r.actor.encode()))
+    if r.traceparent:
+        headers.append(("traceparent", r.traceparent.encode()))
     same = partitions.events == partitions.commands  # Then a lane's number is its keys' partition on both.
     partition = r.lane if same else partition_of(r.aggregate_id, partitions.events)
     return Out(
@@ -70,7 +74,7 @@ def event_record(logged: Logged, partitions: Partitions) -> Out:
         EVENTS,
         partition,
         r.aggregate_id,
-        envelope.headers(),
+        headers,
         logged.body,
         r.tenant_id,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ async def create_topics(settings: Settings) -> None:
 async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
     """Own lanes and execute steps until SIGTERM or SIGINT."""
     async with _stopping() as stop, worker(settings, extras or Extras()) as running:
+        _settle_memory()
         async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
             await stop.wait()
             await running.worker.stop()
@@ -173,7 +175,6 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
             performers,
             capacity,
             owner=owner,
-            partitions=settings.commands_partitions,
             deliver=_deliver,
             lease_seconds=settings.lease_seconds,
             now=clock.now,
@@ -308,7 +309,6 @@ def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Lease
         parts.pool.performers,
         dict.fromkeys(parts.pool.kinds, SPARE_AT_ONCE),
         owner=f"{parts.owner}/spare",
-        partitions=settings.commands_partitions,
         deliver=_deliver,
         lease_seconds=settings.lease_seconds,
         now=parts.clock.now,
@@ -344,6 +344,13 @@ async def _hints(settings: Settings, executor: Executor, kinds: list[str]) -> No
                 executor.wake()
     finally:
         await consumer.stop()
+
+
+def _settle_memory() -> None:
+    """What is there at start-up stays; a batch makes many short-lived objects, which need no frequent collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @contextlib.asynccontextmanager

@@ -268,59 +268,62 @@ TABLES: tuple[TableSpec, ...] = (RUNS, NODE_RUNS, MARKS)
 def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
     """Fold one event of a run: the rows it changes, the header always among them."""
     event = recorded.event
-    if isinstance(event, wire.RunCreated):
+    kind = type(event)
+    if kind is wire.RunCreated:
         return [_created(event, recorded)]
     run = cast(Run, rows.get(Run, recorded.aggregate_id))
-    run = changed(run, seq=recorded.seq)
-    if isinstance(event, wire.NodeEvent):
-        creates = getattr(event, "node_id", "")  # Only an event that makes a node run names its node.
-        before = None if creates else rows.get(NodeRun, event.node_run_id)
-        node = _evolve_node(before, run, event, recorded)
-        moved: list[Any] = [_counted(_remembered(run, node, event), before, node, recorded.at), node]
-        for mark in event.marks:
-            moved.append(Mark(mark.id, run.id, run.tenant_id, mark.resolved, mark.taken, mark.note))
-        return moved
-    if isinstance(event, wire.RunCompensating):
-        return [_compensating(rows, run, event)]
-    return [_evolve_run(run, event, recorded)]
+    fold = _NODE_FOLDS.get(kind)
+    if fold is None:
+        run = changed(run, seq=recorded.seq)
+        return [_compensating(rows, run, event) if kind is wire.RunCompensating else _evolve_run(run, event, recorded)]
+    creates = getattr(event, "node_id", "")  # Only an event that makes a node run names its node.
+    before = None if creates else rows.get(NodeRun, event.node_run_id)
+    node = fold(before or _fresh(run, event, recorded), run, event, recorded)
+    moved: list[Any] = [_moved(run, before, node, recorded), node]
+    moved.extend(Mark(m.id, run.id, run.tenant_id, m.resolved, m.taken, m.note) for m in event.marks)
+    return moved
 
 
 _WEIGHT = {"queued": (1, 0), "running": (1, 0), "pending": (0, 1)}
 _IDLE = (0, 0)
 
 
-def _counted(run: Run, before: NodeRun | None, after: NodeRun, at: float) -> Run:
-    """The header with its counters moved from `before` to `after`, and the status that follows from them."""
+def _moved(run: Run, before: NodeRun | None, node: NodeRun, recorded: Any) -> Run:
+    """The header after an event of a node run: counters, the status that follows, and what an end leaves behind."""
+    event = recorded.event
     was = _WEIGHT.get(before.status, _IDLE) if before else _IDLE
-    now = _WEIGHT.get(after.status, _IDLE)
+    now = _WEIGHT.get(node.status, _IDLE)
     active = run.active + now[0] - was[0]
     pending = run.pending + now[1] - was[1]
-    status = run.status
-    if status in ("queued", "running", "waiting"):
-        status = "waiting" if pending and not active else "running"
-    return changed(run, active=active, pending=pending, status=status, started_at=run.started_at or at)
-
-
-def _remembered(run: Run, node: NodeRun, event: wire.NodeEvent) -> Run:
-    """The header after what a node run's end leaves behind: state, outputs, the lists of completion."""
-    if isinstance(event, wire.NodeFailed):
+    fields: JsonObject = {"seq": recorded.seq, "active": active, "pending": pending}
+    if run.status in ("queued", "running", "waiting"):
+        fields["status"] = "waiting" if pending and not active else "running"
+    if not run.started_at:
+        fields["started_at"] = recorded.at
+    kind = type(event)
+    if kind is wire.NodeCompleted:
+        _remember(run, node, event, fields)
+    elif kind is wire.NodeFailed:
         if "/" in node.path:
-            return changed(run, compensation_failed=True)
-        return changed(run, compensable=node.id) if event.compensable else run
-    if not isinstance(event, wire.NodeCompleted):
-        return run
+            fields["compensation_failed"] = True
+        elif event.compensable:
+            fields["compensable"] = node.id
+    return changed(run, **fields)
+
+
+def _remember(run: Run, node: NodeRun, event: wire.NodeCompleted, fields: JsonObject) -> None:
+    """State, outputs, and the lists of completion."""
     updates = event.output if node.node_type == "start" and not event.error else event.state_updates
-    state = {**run.state, **updates} if updates else run.state
-    end_output = {**(run.end_output or {}), **event.output} if node.node_type == "end" else run.end_output
-    text = event.output_text if node.node_type == "answer" else run.output_text
-    return changed(
-        run,
-        state=state,
-        end_output=end_output,
-        output_text=text,
-        sink=node.id if event.sink else run.sink,
-        compensable=node.id if event.compensable else run.compensable,
-    )
+    if updates:
+        fields["state"] = {**run.state, **updates}
+    if node.node_type == "end":
+        fields["end_output"] = {**(run.end_output or {}), **event.output}
+    elif node.node_type == "answer":
+        fields["output_text"] = event.output_text
+    if event.sink:
+        fields["sink"] = node.id
+    if event.compensable:
+        fields["compensable"] = node.id
 
 
 def _compensating(rows: Any, run: Run, event: wire.RunCompensating) -> Run:
@@ -338,8 +341,46 @@ def _compensating(rows: Any, run: Run, event: wire.RunCompensating) -> Run:
     )
 
 
+_BLANK = NodeRun(
+    id="",
+    run_id="",
+    tenant_id="",
+    lane=0,
+    node_id="",
+    path="",
+    iteration="",
+    node_type="",
+    kind="",
+    seq=0,
+    status="queued",
+    attempt=1,
+    requeues=0,
+    input=None,
+    output=None,
+    output_text=None,
+    error=None,
+    route=None,
+    worker="",
+    below_compensable=None,
+    below_sink=None,
+    lease_token=0,
+    ready=False,
+    timeout_seconds=0.0,
+    due_at=0.0,
+    created_at=0.0,
+    started_at=0.0,
+    ended_at=0.0,
+    leased_by=None,
+    lease_until=0.0,
+    deadline_at=0.0,
+    result=None,
+)
+_UNLEASED: JsonObject = {"leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None}
+
+
 def _fresh(run: Run, event: Any, recorded: Any) -> NodeRun:
-    return NodeRun(
+    return changed(
+        _BLANK,
         id=event.node_run_id,
         run_id=run.id,
         tenant_id=run.tenant_id,
@@ -348,132 +389,116 @@ def _fresh(run: Run, event: Any, recorded: Any) -> NodeRun:
         path=event.path or event.node_id,
         iteration=event.iteration,
         node_type=event.node_type,
-        kind="",
         seq=recorded.seq,
-        status="queued",
-        attempt=1,
-        requeues=0,
-        input=None,
-        output=None,
-        output_text=None,
-        error=None,
-        route=None,
-        worker="",
-        below_compensable=None,
-        below_sink=None,
-        lease_token=0,
-        ready=False,
-        timeout_seconds=0.0,
-        due_at=0.0,
         created_at=recorded.at,
-        started_at=0.0,
-        ended_at=0.0,
-        leased_by=None,
-        lease_until=0.0,
-        deadline_at=0.0,
-        result=None,
     )
 
 
-def _evolve_node(before: NodeRun | None, run: Run, event: wire.NodeEvent, recorded: Any) -> NodeRun:
-    if before is None:
-        before = _fresh(run, event, recorded)
-    seq = recorded.seq
-    match event:
-        case wire.NodeScheduled():
-            return changed(
-                before,
-                kind=event.kind,
-                status="pending" if event.due_at else "queued",
-                input=event.input,
-                ready=event.ready,
-                lease_token=1 if event.ready else 0,
-                due_at=event.due_at,
-                timeout_seconds=event.timeout_seconds,
-            )
-        case wire.NodeDispatched():
-            return changed(
-                before,
-                seq=seq,
-                status="queued",
-                kind=event.kind,
-                input=event.input,
-                ready=True,
-                attempt=event.attempt,
-                requeues=0,
-                lease_token=event.lease_token,
-                timeout_seconds=event.timeout_seconds,
-                due_at=0.0,
-                started_at=0.0,
-                leased_by=None,
-                lease_until=0.0,
-                deadline_at=0.0,
-                result=None,
-            )
-        case wire.NodeQueued():
-            return changed(before, seq=seq, status="queued", attempt=event.attempt, due_at=0.0)
-        case wire.NodeStarted():
-            return changed(before, seq=seq, status="running", worker=event.worker, started_at=recorded.at)
-        case wire.NodeCompleted():
-            return changed(
-                _ended(before, "completed", recorded, event),
-                output=event.output,
-                output_text=event.output_text,
-                error=event.error.model_dump() if event.error else None,
-                route=event.route,
-                below_compensable=run.compensable if event.compensable else None,
-                below_sink=run.sink if event.sink else None,
-            )
-        case wire.NodeFailed():
-            return changed(
-                _ended(before, "failed", recorded, event),
-                output=event.output,
-                output_text=event.output_text,
-                error=event.error.model_dump(),
-                below_compensable=run.compensable if event.compensable else None,
-            )
-        case wire.NodeRetryScheduled():
-            return changed(
-                before,
-                seq=seq,
-                status="pending",
-                ready=False,
-                attempt=event.attempt + 1,
-                error=event.error.model_dump(),
-                due_at=event.due_at,
-                leased_by=None,
-                lease_until=0.0,
-                deadline_at=0.0,
-                result=None,
-            )
-        case wire.StepRequeued():
-            return changed(
-                before,
-                seq=seq,
-                lease_token=event.lease_token,
-                requeues=event.requeues,
-                leased_by=None,
-                lease_until=0.0,
-                result=None,
-            )
-        case wire.NodeSkipped():
-            return changed(before, seq=seq, status="skipped", ended_at=recorded.at)
-        case wire.NodeCancelled():
-            return changed(
-                before,
-                seq=seq,
-                status="cancelled",
-                ready=False,
-                ended_at=recorded.at,
-                leased_by=None,
-                lease_until=0.0,
-            )
-        case _:
-            raise TypeError(f"{event.type} is not an event of a node run")
+def _scheduled(before: NodeRun, run: Run, event: wire.NodeScheduled, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        kind=event.kind,
+        status="pending" if event.due_at else "queued",
+        input=event.input,
+        ready=event.ready,
+        lease_token=1 if event.ready else 0,
+        due_at=event.due_at,
+        timeout_seconds=event.timeout_seconds,
+    )
+
+
+def _dispatched(before: NodeRun, run: Run, event: wire.NodeDispatched, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="queued",
+        kind=event.kind,
+        input=event.input,
+        ready=True,
+        attempt=event.attempt,
+        requeues=0,
+        lease_token=event.lease_token,
+        timeout_seconds=event.timeout_seconds,
+        due_at=0.0,
+        started_at=0.0,
+        **_UNLEASED,
+    )
+
+
+def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="queued", attempt=event.attempt, due_at=0.0)
+
+
+def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="running", worker=event.worker, started_at=recorded.at)
+
+
+def _completed(before: NodeRun, run: Run, event: wire.NodeCompleted, recorded: Any) -> NodeRun:
+    return _ended(
+        before,
+        "completed",
+        recorded,
+        event,
+        error=event.error.model_dump() if event.error else None,
+        route=event.route,
+        below_compensable=run.compensable if event.compensable else None,
+        below_sink=run.sink if event.sink else None,
+    )
+
+
+def _failed(before: NodeRun, run: Run, event: wire.NodeFailed, recorded: Any) -> NodeRun:
+    return _ended(
+        before,
+        "failed",
+        recorded,
+        event,
+        error=event.error.model_dump(),
+        below_compensable=run.compensable if event.compensable else None,
+    )
+
+
+def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="pending",
+        ready=False,
+        attempt=event.attempt + 1,
+        error=event.error.model_dump(),
+        due_at=event.due_at,
+        **_UNLEASED,
+    )
+
+
+def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, lease_token=event.lease_token, requeues=event.requeues, **_UNLEASED)
+
+
+def _skipped(before: NodeRun, run: Run, event: wire.NodeSkipped, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="skipped", ended_at=recorded.at)
+
+
+def _cancelled(before: NodeRun, run: Run, event: wire.NodeCancelled, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="cancelled", ready=False, ended_at=recorded.at, **_UNLEASED)
+
+
+_NODE_FOLDS: dict[type[Any], Any] = {
+    wire.NodeScheduled: _scheduled,
+    wire.NodeDispatched: _dispatched,
+    wire.NodeQueued: _queued,
+    wire.NodeStarted: _started,
+    wire.NodeCompleted: _completed,
+    wire.NodeFailed: _failed,
+    wire.NodeRetryScheduled: _retry_scheduled,
+    wire.StepRequeued: _requeued,
+    wire.NodeSkipped: _skipped,
+    wire.NodeCancelled: _cancelled,
+}
+"""By type and not by `match`: pydantic's `isinstance` costs more than the fold itself."""
 
 
 def _ended(
-    before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed
+    before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed, **fields: Any
 ) -> NodeRun:
     return changed(
         before,
@@ -481,12 +506,13 @@ def _ended(
         status=status,
         ready=False,
         attempt=event.attempt,
+        output=event.output,
+        output_text=event.output_text,
         worker=event.worker or before.worker,
         started_at=event.started_at or recorded.at,
         ended_at=event.ended_at or recorded.at,
-        leased_by=None,
-        lease_until=0.0,
-        result=None,
+        **_UNLEASED,
+        **fields,
     )
 
 

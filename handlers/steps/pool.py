@@ -19,7 +19,7 @@ from schemas.envelope import Envelope
 from schemas.graph import Node
 from schemas.messages import derive
 from schemas.runtime import VALUE_BYTES_MAX, CompleteNode, FailNode, Failure
-from schemas.topics import COMMANDS, partition_of
+from schemas.topics import COMMANDS
 
 log = logging.getLogger("agent_platform.steps")
 
@@ -63,7 +63,6 @@ class StepPool:
         capacity: dict[str, int],
         *,
         owner: str,
-        partitions: int,
         deliver: Callable[[Result], Awaitable[None]],
         lease_seconds: float = 8.0,
         now: Callable[[], float] = time.time,
@@ -72,7 +71,6 @@ class StepPool:
         self.lease_seconds = lease_seconds
         self.performers = performers
         self._capacity = capacity
-        self._partitions = partitions
         self.deliver = deliver
         self._now = now
         self._room = {kind: count for kind, count in capacity.items() if kind in performers}
@@ -221,8 +219,7 @@ class StepPool:
         )
         body = command.encode()
         headers = envelope.headers()
-        partition = partition_of(row.run_id, self._partitions)
-        out = Out(-1, 0, COMMANDS, partition, row.run_id, headers, body, row.tenant_id)
+        out = Out(-1, 0, COMMANDS, row.lane, row.run_id, headers, body, row.tenant_id)
         key = row.run_id.encode()
         return Result(row, command, out, Incoming(row.lane, -1, key, headers, body, decoded=(envelope, command)))
 
