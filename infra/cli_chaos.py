@@ -33,7 +33,7 @@ def kill(
         settings = load_settings(data_dir=data or Path(folder), gateway_port=0, auth_required=False)
         report = asyncio.run(kill_test(settings, plan, _say))
     _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
-    if not report.clean:
+    if report.problems:
         raise typer.Exit(1)
 
 

@@ -122,7 +122,8 @@ class Supervisor:
             progress=progress,
         )
         self._roles: list[RoleProcess] = []
-        self._keepers: list[asyncio.Task[None]] = []
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._environment: Mapping[str, str] = {}
         self._asked_to_stop = asyncio.Event()
         self._in_a_hurry = False
 
@@ -157,6 +158,28 @@ class Supervisor:
         """The process of the first worker, executor or gateway."""
         return next(p.identity.pid for p in self._stack.folder.state.processes if p.role == role)
 
+    async def add(self, role: RoleName) -> str:
+        """Start one more process of a role and keep it running; says its name."""
+        index = self._counts[role]
+        self._counts[role] += 1
+        process = self._role(role, index)
+        self._roles.append(process)
+        await process.start()
+        self._keepers[process.name] = asyncio.create_task(self._keep_running(process))
+        return process.name
+
+    async def remove(self, name: str, how: Sequence[tuple[int, float]] = STOP_GENTLY) -> None:
+        """Stop one process for good."""
+        process = next(process for process in self._roles if process.name == name)
+        keeper = self._keepers.pop(name)
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        self._roles.remove(process)
+        await process.stop(how)
+
+    def _role(self, role: RoleName, index: int) -> RoleProcess:
+        return RoleProcess(role, index, self._stack.folder, self._environment, self._role_module)
+
     async def _unless_stopped(self, work: Awaitable[None]) -> None:
         """Await the work, or leave it as soon as somebody asks to stop."""
         task = asyncio.ensure_future(work)
@@ -187,15 +210,11 @@ class Supervisor:
             database_url=self._settings.database_url,
             kafka_bootstrap=self._settings.kafka_bootstrap,
         )
-        environment = self._role_environment()
-        self._roles = [
-            RoleProcess(role, index, self._stack.folder, environment, self._role_module)
-            for role, count in self._counts.items()
-            for index in range(count)
-        ]
+        self._environment = self._role_environment()
+        self._roles = [self._role(role, index) for role, count in self._counts.items() for index in range(count)]
         for role in self._roles:
             await role.start()
-        self._keepers = [asyncio.create_task(self._keep_running(unit)) for unit in self._units()]
+        self._keepers = {unit.name: asyncio.create_task(self._keep_running(unit)) for unit in self._units()}
         await self._until_ready()
         self._announce()
 
@@ -305,9 +324,9 @@ class Supervisor:
 
     async def _stop(self) -> None:
         """Stop the roles that take new work first, then those that do it, then the servers."""
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
         for names in (("gateway",), ("worker", "executor")):
             how = KILL if self._in_a_hurry else STOP_GENTLY
             await asyncio.gather(*(role.stop(how) for role in self._roles if role.role in names))

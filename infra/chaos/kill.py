@@ -9,18 +9,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import asyncpg
 
-from bus.producer import Producer
-from infra.chaos.faults import Faults, NobodyThere, Victim
-from infra.chaos.judge import DATABASE_ERRORS, Verdict, heal, judge
-from infra.chaos.load import Load
+from infra.chaos.faults import NobodyThere, Victim
+from infra.chaos.judge import DATABASE_ERRORS
+from infra.chaos.scene import Conclusion, Scene, scene
+from infra.chaos.workload import VIAS
 from infra.settings import Settings
-from infra.stack import RoleName, Say, Supervisor
+from infra.stack import RoleName, Say
 
 TARGET_SECONDS = 4.0
 """Beyond the session time-out: how soon what a dead worker left should go on."""
@@ -39,6 +38,8 @@ class Plan:
     workers: int = 2
     servers: bool = True
     """Also kill Kafka and cut Postgres, once each."""
+    victims: tuple[str, ...] = ("worker-0", "worker-1", "executor-0", "gateway-0")
+    vias: tuple[str, ...] = VIAS
 
 
 @dataclass(slots=True)
@@ -76,43 +77,37 @@ class KillReport:
     plan: Plan
     kills: list[Kill] = field(default_factory=list)
     servers: list[str] = field(default_factory=list)
-    taken: int = 0
-    answers: dict[str, int] = field(default_factory=dict)
-    wrong_answers: list[str] = field(default_factory=list)
-    left: dict[str, Any] = field(default_factory=dict)
-    heal_seconds: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
-    invariants: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    conclusion: Conclusion = field(default_factory=Conclusion)
 
     @property
-    def clean(self) -> bool:
-        return not self.problems
+    def problems(self) -> list[str]:
+        idle = [kill.name for kill in self.kills if not kill.with_work]
+        return self.conclusion.problems + ([f"killed without work in flight: {idle}"] if idle else [])
 
     def document(self) -> dict[str, Any]:
-        lanes = [kill.lanes_seconds for kill in self.kills if kill.lanes_seconds is not None]
-        alone = [kill.lanes_seconds for kill in self.kills if kill.lanes_seconds is not None and kill.alone]
-        steps = [seconds for kill in self.kills for seconds in kill.steps_seconds]
-        alone_steps = [seconds for kill in self.kills if kill.alone for seconds in kill.steps_seconds]
+        alone = [kill for kill in self.kills if kill.alone]
         return {
-            "clean": self.clean,
-            "problems": self.problems,
             "seed": self.plan.seed,
             "kills": len(self.kills),
             "kills by process": dict(Counter(kill.name for kill in self.kills)),
             "kills with work in flight": sum(kill.with_work for kill in self.kills),
             "servers": self.servers,
-            "lanes resumed, seconds": spread(lanes),
-            "lanes resumed, no other fault near": spread(alone),
-            "steps resumed, seconds": spread(steps),
-            "steps resumed, no other fault near": spread(alone_steps),
-            "heal seconds": round(self.heal_seconds, 1),
-            "runs accepted": self.taken,
-            "answers": self.answers,
-            "figures": self.verdict.figures,
-            "violations": self.verdict.violations,
-            "invariants": self.invariants,
+            "lanes resumed, seconds": spread(_lanes(self.kills)),
+            "lanes resumed, no other fault near": spread(_lanes(alone)),
+            "steps resumed, seconds": spread(_steps(self.kills)),
+            "steps resumed, no other fault near": spread(_steps(alone)),
+            **self.conclusion.document(),
+            "clean": not self.problems,
+            "problems": self.problems,
         }
+
+
+def _lanes(kills: list[Kill]) -> list[float]:
+    return [kill.lanes_seconds for kill in kills if kill.lanes_seconds is not None]
+
+
+def _steps(kills: list[Kill]) -> list[float]:
+    return [seconds for kill in kills for seconds in kill.steps_seconds]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -130,67 +125,28 @@ def spread(values: list[float]) -> dict[str, float]:
 async def kill_test(settings: Settings, plan: Plan, say: Say) -> KillReport:
     """Start a stack on `settings.data_dir`, load it, kill in it, let it heal, judge it, stop it."""
     report = KillReport(plan)
-    stack = Supervisor(
-        settings,
-        workers=plan.workers,
-        executors=1,
-        say=say,
-        role_module="infra.chaos.roles",
-        healthy_seconds=1.0,
-    )
-    await stack.run(once_ready=lambda url: _under_load(stack.settings, url, report, say))
-    return report
-
-
-async def _under_load(settings: Settings, url: str, report: KillReport, say: Say) -> None:
-    plan = report.plan
-    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
-    load = Load(url, producer, plan.seed, settings.commands_partitions, settings.ingress_partitions)
-    await producer.start()
-    try:
-        await load.prepare()
+    async with scene(settings, seed=plan.seed, say=say, workers=plan.workers, vias=plan.vias) as stage:
         say(f"{plan.runs} runs over {plan.seconds:g} s, {plan.kills} kills, seed {plan.seed}")
-        killer = Killer(settings, plan, load, report, say)
+        killer = Killer(stage, report)
         async with asyncio.TaskGroup() as group:
-            group.create_task(load.run(plan.runs, plan.seconds))
+            group.create_task(stage.load.run(plan.runs, plan.seconds))
             group.create_task(killer.run())
-        say(f"{len(load.taken)} runs accepted; healing ...")
-        began = time.monotonic()
-        report.left = await heal(
-            settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix
-        )
-        report.heal_seconds = time.monotonic() - began
-        await _conclude(settings, load, killer, report)
-    finally:
-        await producer.stop()
-
-
-async def _conclude(settings: Settings, load: Load, killer: Killer, report: KillReport) -> None:
-    report.taken, report.answers, report.wrong_answers = len(load.taken), dict(load.answers), load.wrong
-    report.verdict = await judge(settings.required_database_url, settings.data_dir, load.taken)
-    await killer.measure()
-    if report.left:
-        report.problems.append(f"did not come to rest: {report.left}")
-    if report.taken != report.plan.runs:
-        report.problems.append(f"{report.taken} of {report.plan.runs} runs were accepted")
-    idle = [kill.name for kill in report.kills if not kill.with_work]
-    if idle:
-        report.problems.append(f"killed without work in flight: {idle}")
-    report.problems += [f"wrong answer: {answer}" for answer in report.wrong_answers[:20]]
-    report.problems += [f"{kind}: {count}" for kind, count in report.verdict.counts.items()]
+        report.conclusion = await stage.conclude()
+        await killer.measure()
+    return report
 
 
 class Killer:
     """Kills by turns, each process about as often as any other; always one that has work in flight."""
 
-    def __init__(self, settings: Settings, plan: Plan, load: Load, report: KillReport, say: Say) -> None:
-        self._settings = settings
-        self._plan = plan
-        self._load = load
+    def __init__(self, stage: Scene, report: KillReport) -> None:
+        self._settings = stage.settings
+        self._plan = report.plan
+        self._load = stage.load
         self._report = report
-        self._say = say
-        self._faults = Faults(Path(settings.data_dir))
-        self._random = Random(plan.seed)
+        self._say = stage.say
+        self._faults = stage.faults
+        self._random = Random(report.plan.seed)
         self._aims: list[Aim] = []
         self._watches: list[asyncio.Task[None]] = []
         self._began = 0.0
@@ -213,7 +169,7 @@ class Killer:
 
     def _turns(self) -> list[str]:
         """Which process dies when: shuffled rounds, so that none waits long for its turn."""
-        names = [*(f"worker-{index}" for index in range(self._plan.workers)), "executor-0", "gateway-0"]
+        names = list(self._plan.victims)
         turns: list[str] = []
         while len(turns) < self._plan.kills:
             self._random.shuffle(names)

@@ -13,7 +13,7 @@ from random import Random
 import httpx
 
 from bus.producer import BusUnavailable, Producer
-from infra.chaos.workload import TENANT, WORKFLOWS, Job, job
+from infra.chaos.workload import TENANT, VIAS, WORKFLOWS, Job, job
 from schemas.envelope import Envelope
 from schemas.messages import JsonObject, derive, natural_id
 from schemas.runtime import CreateRun
@@ -37,6 +37,7 @@ class Load:
     seed: int
     commands_partitions: int
     ingress_partitions: int
+    vias: tuple[str, ...] = VIAS
     taken: dict[str, Job] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     """How often each HTTP status or error came, retries included."""
@@ -61,8 +62,9 @@ class Load:
         async with self._client() as client, asyncio.TaskGroup() as group:
             for number in range(runs):
                 await asyncio.sleep(max(0.0, began + number * seconds / runs - time.monotonic()))
-                group.create_task(self._start(client, job(number, self.seed), on_taken))
+                it = job(self.started, self.seed, self.vias)
                 self.started += 1
+                group.create_task(self._start(client, it, on_taken))
 
     async def _start(self, client: httpx.AsyncClient, it: Job, on_taken: Callable[[str, Job], None] | None) -> None:
         pause = Random(it.key)

@@ -123,13 +123,13 @@ class Job:
     expected: Expected
 
 
-def job(number: int, seed: int) -> Job:
+def job(number: int, seed: int, vias: tuple[str, ...] = VIAS) -> Job:
     workflow = TURNS[number % len(TURNS)]
     random = Random(f"{seed}/{number}")
     inputs: JsonObject = {"n": number}
     if workflow == "slow":
         inputs["seconds"] = round(random.uniform(2, 5), 2)
-    via = VIAS[number // len(TURNS) % len(VIAS)]
+    via = vias[number // len(TURNS) % len(vias)]
     return Job(number, f"chaos-{seed}-{number}", workflow, via, inputs, _expected(workflow, number))
 
 
