@@ -6,8 +6,8 @@ moment; `run` drives the same rules by itself with random legal moves.
 
 Readings chosen where the rules leave room:
 - An early join (passed before all its edges resolved) withdraws every node run whose paths to a sink all meet
-  joins passed by then; a join that passes with all its edges resolved withdraws nothing. A path that meets a
-  back edge goes on at the exits of that loop. What an early join covers stays so in later iterations.
+  early joins; a join that passes with all its edges resolved withdraws nothing, then or later. A path that meets
+  a back edge goes on at the exits of that loop. What an early join covers stays so in later iterations.
 - A node run that was certainly started (an asynchronous observation came after it was enabled) has to be
   cancelled when it is withdrawn; one that became able to run in the same breath may be skipped, or after a
   failure stay without an end.
@@ -100,8 +100,7 @@ class Spec:
         self.completed: list[tuple[NodeRun, Ended]] = []
         self.sinks: list[tuple[NodeRun, Ended]] = []
         self.failed_attempts: dict[tuple[Path, str], int] = {}
-        self.passed: set[NodeRun] = set()  # Joins.
-        self.shield: frozenset[NodeRun] = frozenset()  # The passed joins as of the last early one.
+        self.shield: set[NodeRun] = set()  # The joins that passed early.
         self.now = 0  # Number of observations taken.
         self.enabled_at: dict[NodeRun, int] = {}
         self.boundary = -1  # Index of the last observation that began a transaction.
@@ -149,7 +148,7 @@ class Spec:
         return [self.flow.arrived.get((e.index, run.at)) for e in self.graph.forward_into(run.node)]
 
     def doomed(self, run: NodeRun) -> bool:
-        """Every path from here to a sink meets a join that had passed when the last early one did."""
+        """Every path from here to a sink meets a join that passed early."""
         if not self.shield:
             return False
         seen: set[str] = set()
@@ -454,9 +453,8 @@ class Spec:
                 self.state = {**self.state, **seen.output}
 
     def _pass(self, join: NodeRun) -> None:
-        self.passed.add(join)
         if not self._again(join) and None in self._arrived(join):
-            self.shield = frozenset(self.passed)
+            self.shield.add(join)
 
     def _cancel(self, seen: CancelRequested) -> None:
         if self.ending is None:
