@@ -8,7 +8,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import orjson
@@ -23,6 +23,7 @@ from schemas.envelope import Envelope
 from schemas.messages import Command, JsonObject
 from schemas.topics import COMMANDS, partition_of
 
+T = TypeVar("T")
 TENANT = "t1"
 WAIT_SECONDS_MAX = 60.0
 
@@ -108,7 +109,7 @@ class Live:
         return await until(look)
 
 
-async def until(look: Callable[[], Awaitable[Any]], seconds: float = WAIT_SECONDS_MAX) -> Any:
+async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_SECONDS_MAX) -> T:
     """Look until there is something to see."""
     async with asyncio.timeout(seconds):
         while True:

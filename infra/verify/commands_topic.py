@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,7 @@ async def check_consumed(system: System, causes: set[str]) -> None:
             if lane is None:
                 system.report.add("I11", [f"{topic}/{partition} has no lane"])
                 continue
+            system.report.add("I11", _misplaced(lane, system.extents[topic][partition]))
             async for records in system.records(topic, partition):
                 reads = [_decoded(record) for record in records]
                 _late(system, topic, partition, lane, reads)
@@ -83,6 +84,12 @@ async def check_consumed(system: System, causes: set[str]) -> None:
     await _check_letters(system, expected)
     await _await(system, expected)
     await _uncaused(system, expected)
+
+
+def _misplaced(lane: LaneRow, extent: Extent) -> Iterator[str]:
+    """The topic was made anew, or the database is another one's."""
+    if not extent.begin <= lane.next_offset <= extent.end:
+        yield f"lane {lane.id} stands at {lane.next_offset}, its topic holds {extent.begin} to {extent.end}"
 
 
 def _late(system: System, topic: str, partition: int, lane: LaneRow, reads: Sequence[Read]) -> None:
