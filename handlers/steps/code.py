@@ -301,7 +301,8 @@ def _result(session: MontySession, text: str | None) -> Any:
         encoded = session.feed_run(_RESULT)
     except MontyRuntimeError as error:
         if isinstance(error.exception(), MemoryError | TimeoutError):
-            raise StepFailed("output_too_large", "result cannot be turned into JSON within the limits") from None
+            message = "result cannot be turned into JSON within the limits"
+            raise StepFailed("output_too_large", message, retryable=False, text=text) from None
         raise _invalid(f"result is not JSON: {_said(error)}", text) from None
     if not isinstance(encoded, str) or len(encoded.encode()) > RESULT_BYTES_MAX:
         message = f"result is larger than {RESULT_BYTES_MAX} bytes as JSON"
