@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra import cli_chaos
+from infra import cli_bench, cli_chaos
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_chaos.app, name="chaos")
+app.command()(cli_bench.bench)
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]

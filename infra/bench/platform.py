@@ -1,0 +1,253 @@
+"""This system under measurement: its workers as processes of their own, its client in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer
+
+from bus.producer import Producer
+from bus.store import Out
+from infra import main
+from infra.bench.load import Load, Measured, closed_loop
+from infra.bench.measure import OURS
+from infra.bench.processes import Kinds
+from infra.bench.role import NOOP
+from infra.embedded import EmbeddedStack
+from infra.embedded.processes import KILL, STOP_GENTLY, spawn, stop_child
+from infra.embedded.state import Role
+from infra.settings import Settings, setting_name
+from schemas.catalog import CreateDefinition, definition_id
+from schemas.envelope import Envelope, header
+from schemas.messages import Command, JsonObject
+from schemas.runtime import CreateRun
+from schemas.topics import COMMANDS, EVENTS, partition_of
+
+TENANT = "bench"
+PATIENCE_SECONDS = 60.0
+COMPLETED = b"runtime.run_completed"
+ENDED_OTHERWISE = frozenset({b"runtime.run_failed", b"runtime.run_cancelled", b"runtime.run_compensated"})
+
+
+class BenchFailed(Exception):
+    """A measurement that did not do what it is said to measure."""
+
+
+def chain(nodes: int, node_type: str) -> JsonObject:
+    """A chain of so many nodes of one type, as a workflow's DSL."""
+    config = {} if node_type == NOOP else {"template": "step {{inputs.x}}"}
+    made = [{"id": f"n{number}", "type": node_type, "config": config} for number in range(nodes)]
+    edges = [{"source": a["id"], "target": b["id"]} for a, b in pairwise(made)]
+    return {"nodes": made, "edges": edges}
+
+
+class Platform:
+    """The system on the bench's servers. `settings` bears their addresses; the schema and topics are there."""
+
+    def __init__(self, stack: EmbeddedStack, settings: Settings) -> None:
+        self.stack = stack
+        self.settings = settings
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._started = 0
+        self.seen_at = 0.0
+        """When the newest event record arrived here."""
+
+    async def start_worker(self) -> subprocess.Popen[bytes]:
+        child = self.start_role("worker", self._started)
+        self._started += 1
+        self.workers.append(child)
+        return child
+
+    async def stop_workers(self) -> None:
+        workers, self.workers = self.workers, []
+        await asyncio.gather(*(stop_child(child, STOP_GENTLY) for child in workers))
+
+    async def kill_worker(self, child: subprocess.Popen[bytes]) -> None:
+        """kill -9."""
+        self.workers.remove(child)
+        await stop_child(child, KILL)
+
+    def start_role(self, role: Role, index: int, **changes: object) -> subprocess.Popen[bytes]:
+        """Start one process of a role with these settings."""
+        settings = self.settings.model_copy(update=changes)
+        names = ("database_url", "kafka_bootstrap", "data_dir", "gateway_port", *changes)
+        given = {setting_name(name): str(getattr(settings, name)) for name in names}
+        log = self.stack.folder.path / "log" / f"{role}-{index}.log"
+        child = spawn([sys.executable, "-m", "infra.bench.role", role], log=log, environment={**os.environ, **given})
+        self.stack.folder.record_process(role, index, child.pid, log)
+        return child
+
+    def kinds(self) -> Kinds:
+        postgres, kafka = self.stack.postgres.child, self.stack.kafka.child
+        return {
+            "worker": [worker.pid for worker in self.workers],
+            "client": [os.getpid()],
+            "postgres": [] if postgres is None else [postgres.pid],
+            "kafka": [] if kafka is None else [kafka.pid],
+        }
+
+    async def create_workflow(self, nodes: int, node_type: str) -> str:
+        """The id of a published version of a chain.
+
+        The version is written to its table: the catalogue rightly refuses a node type that only a benchmark's
+        worker knows.
+        """
+        code = f"{node_type}-{nodes}"
+        id = definition_id(TENANT, "workflow", code)
+        connection = await asyncpg.connect(self.settings.required_database_url)
+        try:
+            version: str | None = await connection.fetchval(
+                "SELECT id::text FROM definition_version WHERE definition_id = $1", id
+            )
+            if version is not None:
+                return version
+            await self.send([(str(uuid.uuid4()), CreateDefinition(kind="workflow", code=code, name=code))])
+            await _until_there(connection, id)
+            version = str(uuid.uuid4())
+            await connection.execute(
+                "INSERT INTO definition_version (id, definition_id, tenant_id, kind, number, status, spec, problems,"
+                " description, created_at, published_at)"
+                " VALUES ($1, $2, $3, 'workflow', 1, 'published', $4, '[]', '', $5, $5)",
+                version, id, TENANT, orjson.dumps(chain(nodes, node_type)), time.time(),
+            )  # fmt: skip
+            return version
+        finally:
+            await connection.close()
+
+    async def send(self, commands: Sequence[tuple[str, Command]]) -> None:
+        """Send commands as a gateway does, each with its id; acknowledged when this returns."""
+        await self._producer.publish([self._record(id, command) for id, command in commands])
+
+    def _record(self, id: str, command: Command) -> Out:
+        key, body = command.aggregate_id(TENANT, id), command.encode()
+        envelope = Envelope(
+            id, command.type, TENANT, subject=key, correlation_id=id, actor="bench",
+            traceparent=f"00-{uuid.uuid4().hex}-{id[-16:].replace('-', '0')}-01",
+            fingerprint=hashlib.sha256(body).hexdigest(),
+        )  # fmt: skip
+        place = partition_of(key, self.settings.commands_partitions)
+        return Out(-1, 0, COMMANDS, place, key, envelope.headers(), body, TENANT)
+
+    async def run_once(self, version: str) -> str:
+        """Start one run and wait for the event of its end. Returns its id. Raises BenchFailed."""
+        id = str(uuid.uuid4())
+        ended = self._waiting[id] = asyncio.get_running_loop().create_future()
+        await self.send([(id, CreateRun(workflow_version_id=version, inputs={"x": 1}))])
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await ended
+        except TimeoutError:
+            raise BenchFailed(f"run {id} did not end within {PATIENCE_SECONDS:g} s{self._why()}") from None
+        return id
+
+    def _why(self) -> str:
+        dead = [worker.pid for worker in self.workers if worker.poll() is not None]
+        return f"; worker {dead[0]} has ended, see {self.stack.folder.path}/log" if dead else ""
+
+    async def watch(self) -> None:
+        """Read the events topic and end the waiting of those whose run has ended."""
+        consumer = AIOKafkaConsumer(
+            self.settings.topic_prefix + EVENTS,
+            bootstrap_servers=self.settings.required_kafka_bootstrap,
+            group_id=None,
+            auto_offset_reset="earliest",
+        )
+        await consumer.start()
+        try:
+            while True:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    self.seen_at = time.perf_counter()
+                    for record in records:
+                        self._note(header(record.headers, "ce_type") or b"", record.key)
+        finally:
+            await consumer.stop()
+
+    def _note(self, type: bytes, key: bytes) -> None:
+        if type != COMPLETED and type not in ENDED_OTHERWISE:
+            return
+        ended = self._waiting.pop(key.decode(), None)
+        if ended is None or ended.done():
+            return
+        if type == COMPLETED:
+            ended.set_result(None)
+        else:
+            ended.set_exception(BenchFailed(f"run {key.decode()} ended by {type.decode()}"))
+
+    async def check(self, runs: Sequence[str], nodes: int) -> None:
+        """Every node of every run is in Postgres as completed. Raises BenchFailed."""
+        connection = await asyncpg.connect(self.settings.required_database_url)
+        try:
+            query = "SELECT count(*) FROM node_run WHERE run_id = ANY($1::uuid[]) AND status = 'completed'"
+            stored = await connection.fetchval(query, runs)
+        finally:
+            await connection.close()
+        if stored != len(runs) * nodes:
+            raise BenchFailed(f"{stored} node runs are stored as completed, not {len(runs) * nodes}")
+
+    async def start(self) -> None:
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        await self.stop_workers()
+        await self._producer.stop()
+
+
+async def _until_there(connection: asyncpg.Connection, definition: str) -> None:
+    for _ in range(int(PATIENCE_SECONDS / 0.05)):
+        if await connection.fetchval("SELECT count(*) FROM definition WHERE id = $1", definition):
+            return
+        await asyncio.sleep(0.05)
+    raise BenchFailed(f"definition {definition} was not made within {PATIENCE_SECONDS:g} s")
+
+
+@contextlib.asynccontextmanager
+async def started(stack: EmbeddedStack, settings: Settings) -> AsyncIterator[Platform]:
+    """The system without workers, migrated; leave the block to stop what it started."""
+    await main.migrate(settings)
+    await main.create_topics(settings)
+    platform = Platform(stack, settings)
+    await platform.start()
+    watching = asyncio.create_task(platform.watch())
+    try:
+        yield platform
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await platform.stop()
+
+
+class Chain:
+    """Runs of one chain on this system."""
+
+    name = OURS
+
+    def __init__(self, platform: Platform, version: str, nodes: int) -> None:
+        self._platform = platform
+        self._version = version
+        self._nodes = nodes
+
+    def kinds(self) -> Kinds:
+        return self._platform.kinds()
+
+    async def load(self, load: Load) -> Measured:
+        runs: list[str] = []
+
+        async def one() -> None:
+            runs.append(await self._platform.run_once(self._version))
+
+        measured = await closed_loop(one, load)
+        await self._platform.check(runs, self._nodes)
+        return measured

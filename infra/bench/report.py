@@ -1,0 +1,88 @@
+"""What a benchmark shows to people: one table a workload, systems side by side, medians with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from infra.bench.measure import OURS, Result, Spread
+
+COST = " µs/"
+"""What marks a measure as CPU time of a kind of process: `worker µs/step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One load on one system, over all repeats."""
+
+    load: str
+    system: str
+    values: Mapping[str, Spread]
+
+
+def lines(results: Sequence[Result], workload: str) -> list[Line]:
+    """By load, then by system, both in the order they were measured."""
+    own = [result for result in results if result.workload == workload]
+    found = []
+    for load in dict.fromkeys(result.load for result in own):
+        for system in dict.fromkeys(result.system for result in own):
+            repeats = [result.values for result in own if (result.load, result.system) == (load, system)]
+            names = dict.fromkeys(name for values in repeats for name in values)
+            spreads = {name: Spread.of([values[name] for values in repeats if name in values]) for name in names}
+            if repeats:
+                found.append(Line(load, system, spreads))
+    return found
+
+
+def tables(results: Sequence[Result]) -> Iterator[str]:
+    """A Markdown table for each workload."""
+    for workload in dict.fromkeys(result.workload for result in results):
+        found = lines(results, workload)
+        names = list(dict.fromkeys(_title(name) for line in found for name in line.values))
+        rows = [[line.load, line.system, *(_cell(line, name) for name in names)] for line in found]
+        yield f"{workload}\n{_aligned([['load', 'system', *names], *rows])}"
+
+
+def ratios(results: Sequence[Result]) -> Iterator[str]:
+    """How this system's rates and median latencies compare to each other system's."""
+    for workload in dict.fromkeys(result.workload for result in results):
+        found = lines(results, workload)
+        ours = {line.load: line.values for line in found if line.system == OURS}
+        for line in found:
+            own = ours.get(line.load)
+            if own is None or line.system == OURS:
+                continue
+            for name, other in line.values.items():
+                if (name.endswith("s/s") or name == "p50 ms") and name in own and other.median:
+                    yield f"{workload}, {line.load}, {name}: {own[name].median / other.median:.2f} x {line.system}"
+
+
+def _title(name: str) -> str:
+    """The column of a measure; CPU times of all kinds of processes share one."""
+    return f"CPU µs/{name.partition(COST)[2]}" if COST in name else name
+
+
+def _cell(line: Line, title: str) -> str:
+    if title.startswith("CPU µs/"):
+        costs = {name.partition(COST)[0]: spread for name, spread in line.values.items() if _title(name) == title}
+        return ", ".join(f"{kind} {_number(spread.median)}" for kind, spread in costs.items())
+    spread = line.values.get(title)
+    if spread is None:
+        return ""
+    if spread.low == spread.high:
+        return _number(spread.median)
+    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
+
+
+def _number(value: float) -> str:
+    if value >= 100 or value == int(value):
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    shown = [f"| {' | '.join(row)} |" for row in padded]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([shown[0], rule, *shown[1:]])

@@ -1,0 +1,48 @@
+"""The role processes of a benchmark: the real ones, with a node type whose effect does nothing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import ClassVar
+
+import uvloop
+
+from handlers.steps.port import StepCall, StepResult
+from infra import main
+from infra.settings import load_settings
+from schemas.node_types import NodeConfig, NodeKind
+
+NOOP = "noop"
+RESULT = StepResult({"ok": True})
+
+
+class Noop(NodeConfig):
+    """An effectful node without an effect: what is left is the cost of the engine."""
+
+    kind: ClassVar[NodeKind] = "effect"
+    step_kind: ClassVar[str | None] = NOOP
+
+
+async def do_nothing(call: StepCall) -> StepResult:
+    return RESULT
+
+
+EXTRAS = main.Extras(node_types={NOOP: Noop}, performers={NOOP: do_nothing})
+
+
+async def run(role: str) -> None:
+    settings = load_settings()
+    match role:
+        case "worker":
+            await main.run_worker(settings, EXTRAS)
+        case "gateway":
+            await main.run_gateway(settings)
+        case _:
+            raise SystemExit(f"there is no role {role!r}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    uvloop.run(run(sys.argv[1]))

@@ -1,0 +1,46 @@
+"""The workloads that systems are compared by: chains of durable no-op steps, and of pure nodes."""
+
+from __future__ import annotations
+
+from infra.bench.bench import Bench
+from infra.bench.load import Load
+from infra.bench.measure import System, latency, measure, throughput
+from infra.bench.platform import Chain
+from infra.bench.role import NOOP
+
+NODES = 10
+PURE = "template-transform"
+
+
+async def chain_10(bench: Bench) -> None:
+    """Runs of ten no-op steps, each durable before the next starts: many, few, and one in flight."""
+    for _ in range(bench.options.repeats):
+        await bench.settle()
+        async with bench.workers():
+            version = await bench.platform.create_workflow(NODES, NOOP)
+            await _chain_loads(bench, Chain(bench.platform, version, NODES), bench.warm_up_seconds())
+
+
+async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> None:
+    options = bench.options
+    await system.load(Load(max(options.in_flight), options.runs, warm_up_seconds))
+    for in_flight in options.in_flight:
+        measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
+        values = throughput(measured, spent, NODES)
+        bench.note("chain-10", f"{in_flight} in flight", values, system.name)
+    measured, _ = await measure(system, Load(1, options.alone_runs, options.seconds))
+    bench.note("chain-10", "alone", {**latency(measured), "runs": measured.runs}, system.name)
+
+
+async def pure_10(bench: Bench) -> None:
+    """Runs of ten template nodes: no effect, every node run recorded."""
+    options = bench.options
+    for _ in range(options.repeats):
+        await bench.settle()
+        async with bench.workers():
+            version = await bench.platform.create_workflow(NODES, PURE)
+            system = Chain(bench.platform, version, NODES)
+            await system.load(Load(max(options.in_flight), options.runs, bench.warm_up_seconds()))
+            measured, spent = await measure(system, Load(max(options.in_flight), options.runs, options.seconds))
+            values = throughput(measured, spent, NODES, "node run")
+            bench.note("pure-10", f"{max(options.in_flight)} in flight", values)
