@@ -1,0 +1,1 @@
+"""Faults on real processes, real Kafka and real Postgres."""

@@ -1,0 +1,43 @@
+"""Members join and leave the group every two seconds: lanes wander, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from infra.chaos.scene import Scene, scene
+from infra.settings import Settings
+from infra.stack import Say
+from tests.faults.conftest import LONG
+
+SECONDS = 120.0 if LONG else 16.0
+RUNS = 1_200 if LONG else 160
+MEMBERS_MAX = 4
+
+
+async def test_members_join_and_leave_every_two_seconds(settings: Settings, say: Say) -> None:
+    async with scene(settings, seed=5, say=say, workers=2, executors=0) as stage:
+        load = asyncio.create_task(stage.load.run(RUNS, SECONDS))
+        changes = await _storm(stage, load)
+        done = await stage.conclude()
+    say(f"{changes} joined or left; {RUNS / SECONDS:.1f} runs/s offered; {done.document()}")
+    assert done.problems == []
+    assert changes >= SECONDS / 4
+
+
+async def _storm(stage: Scene, load: asyncio.Task[None]) -> int:
+    """Change the membership every two seconds while the load runs; says how often."""
+    random = Random(5)
+    members = ["worker-0", "worker-1"]
+    changes = 0
+    leaving: set[asyncio.Task[None]] = set()
+    while not load.done():
+        if len(members) == 1 or (len(members) < MEMBERS_MAX and random.random() < 0.5):
+            members.append(await stage.stack.add("worker"))
+        else:
+            leaver = members.pop(random.randrange(len(members)))
+            leaving.add(asyncio.create_task(stage.stack.remove(leaver)))
+        changes += 1
+        await asyncio.sleep(2)
+    await asyncio.gather(load, *leaving)
+    return changes
