@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Any, Protocol, cast
 
 import orjson
 
+from bus.dead_letters import letter_of, text
 from bus.decider import Domain, Key, Meta, Missing, React, Recorded
 from bus.lanes import Lane
 from bus.plan import Accepted, Partitions, Plan, event_record
 from bus.rows import View
 from bus.store import (
     Advance,
-    DeadLetter,
     Fenced,
     Incoming,
     Log,
@@ -36,8 +35,6 @@ from schemas.envelope import Envelope, Malformed, decode_headers
 from schemas.messages import SCHEMA_VERSION, UUID_PATTERN, Command, Event, Rejected, derive
 from schemas.topics import (
     COMMANDS,
-    DEAD_LETTER_BODY_BYTES_MAX,
-    INGRESS,
     MESSAGE_BYTES_MAX,
     partition_of,
 )
@@ -387,32 +384,10 @@ class Kernel:
 
     def _bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
         """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
-        at = self._clock.now()
-        body = record.body or b""
-        topic = INGRESS if lane.ingress else COMMANDS
-        found = _lenient(record)
-        letter = DeadLetter(
-            id=derive(lane_namespace(lane.id), f"{record.offset}:{found.id}"),
-            tenant_id=found.tenant_id,
-            topic=topic,
-            partition=lane.id - 10_000 if lane.ingress else lane.id,
-            offset=record.offset,
-            type=found.type,
-            key=_text(record.key)[:256],
-            message_id=found.id,
-            code=code,
-            detail=detail[:1_000].replace("\x00", ""),
-            headers=orjson.dumps(
-                [(_text(name.encode())[:128], _text(value)[:1_024]) for name, value in record.headers][:64]
-            ),
-            body=body[:DEAD_LETTER_BODY_BYTES_MAX],
-            body_bytes=len(body),
-            body_sha256=hashlib.sha256(body).hexdigest(),
-            at=at,
-        )
+        letter = letter_of(record, lane.id, code, detail, plan.at)
         plan.bury(lane, letter)
         lane.died += 1
-        log.warning("dead letter %s/%d@%d: %s: %s", topic, letter.partition, record.offset, code, detail[:200])
+        log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
         limits = self.limits
         enough = lane.handled >= limits.dead_window_records
         if not lane.ingress and enough and lane.died > limits.dead_ratio * lane.handled:
@@ -438,7 +413,10 @@ class Kernel:
             )
             for e in _first(admitting, external=True)
         ]
-        inbox = [(e.envelope.id, e.envelope.redrive, at) for e in _first(admitting, external=False)]
+        # A re-driven command from outside has an outcome already: the inbox tells the repeats of the re-drive.
+        redriven = [e for e in _first(admitting, external=True) if e.envelope.redrive]
+        first = [*_first(admitting, external=False), *redriven]
+        inbox = [(e.envelope.id, e.envelope.redrive, at) for e in first]
         admitted = await unit.admit(inbox, outcomes)
         if not self._defences.inbox:
             return pending
@@ -447,11 +425,12 @@ class Kernel:
         for each in pending:
             key = (each.envelope.id, each.envelope.redrive)
             stored = admitted.outcomes.get(each.envelope.id) if each.external else None
-            if stored is not None and not each.envelope.redrive:
+            repeat = key in admitted.repeats
+            if self._must_admit(each) and key in seen:
+                continue  # The same record twice in this batch: the first one answers.
+            if stored is not None and (repeat or not each.envelope.redrive or stored.status != "failed"):
                 self._answer_again(plan, each, stored)
-            elif key in admitted.repeats or (self._must_admit(each) and key in seen):
-                continue  # A repeat, or the same record twice in this batch: the first one answers.
-            else:
+            elif not repeat:
                 seen[key] = each
                 fresh.append(each)
         return fresh
@@ -604,7 +583,7 @@ class Kernel:
         sending = {id: lane for id, lane in lanes.items() if lane.settle()}
         sends = [out for out in plan.sends if out.lane in sending]
         if sends:
-            future = self.log.enqueue(sends)
+            future = self.log.enqueue(sends, urgent=bool(plan.writes.outbox or plan.finished))
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)
@@ -683,11 +662,7 @@ def _standing(lane: Lane) -> Advance:
 def _type_of(record: Incoming) -> str:
     if record.decoded is not None:
         return record.decoded[1].type
-    return _text(next((value for name, value in record.headers if name == "ce_type"), b""))[:64]
-
-
-def lane_namespace(lane: int) -> str:
-    return derive("0f3d2b1e-54a1-5d43-9a0c-6f2a51c7e9b4", f"lane:{lane}")
+    return text(next((value for name, value in record.headers if name == "ce_type"), b""))[:64]
 
 
 def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -701,16 +676,6 @@ def _first(admitting: Sequence[Accepted], *, external: bool) -> list[Accepted]:
     return list(
         {(e.envelope.id, e.envelope.redrive): e for e in reversed(admitting) if e.external is external}.values()
     )
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace").replace("\x00", "\ufffd")
-
-
-def _lenient(record: Incoming) -> Envelope:
-    """As much of the envelope as can be read."""
-    found = {name: _text(value)[:128] for name, value in record.headers if name in ("ce_id", "ce_type", "ce_tenantid")}
-    return Envelope(found.get("ce_id", ""), found.get("ce_type", ""), found.get("ce_tenantid", ""))
 
 
 def _retrieved(future: asyncio.Future[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from schemas.envelope import Headers
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 
 log = logging.getLogger("agent_platform.producer")
+
+LINGER_SECONDS = 0.005
+"""A request costs the broker far more than a record: rounds of what is not urgent keep this distance."""
 
 
 class BusUnavailable(Exception):
@@ -46,6 +50,8 @@ class Producer:
         self._timeout = timeout_seconds
         self._producer: AIOKafkaProducer | None = None
         self._queue: list[_Sending] = []
+        self._urgent = asyncio.Event()
+        self._last_round = 0.0
         self._rounds: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Lock = asyncio.Lock()
@@ -62,7 +68,7 @@ class Producer:
         if producer is not None:
             await _close(producer)
 
-    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
         """Queue records for the next round. The future ends as `publish` does; one too large fails this call alone."""
         for out in records:
             if len(out.body) > MESSAGE_BYTES_MAX:
@@ -71,6 +77,8 @@ class Producer:
                 return refused
         sending = _Sending(records, asyncio.get_running_loop().create_future())
         self._queue.append(sending)
+        if urgent:
+            self._urgent.set()
         if self._rounds is None or self._rounds.done():
             self._rounds = asyncio.ensure_future(self._run())
         return sending.future
@@ -89,6 +97,8 @@ class Producer:
     async def _run(self) -> None:
         """Send round after round until nothing waits."""
         while self._queue:
+            await self._linger()
+            self._urgent.clear()
             sendings, self._queue = self._queue, []
             try:
                 async with asyncio.timeout(self._timeout):
@@ -105,6 +115,14 @@ class Producer:
                 for sending in sendings:
                     if not sending.future.done():
                         sending.future.set_result(None)
+
+    async def _linger(self) -> None:
+        """Let what is not urgent wait until LINGER_SECONDS have passed since the last round."""
+        wait = self._last_round + LINGER_SECONDS - time.monotonic()
+        if wait > 0 and not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), wait)
+        self._last_round = time.monotonic()
 
     async def _round(self, sendings: Sequence[_Sending]) -> None:
         shares: dict[tuple[str, int], list[Out]] = {}

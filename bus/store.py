@@ -219,8 +219,10 @@ class Store(Protocol):
 
 
 class Log(Protocol):
-    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
         """`publish` without waiting: queued when this returns, behind all that was queued before.
+
+        What is not urgent may wait a few milliseconds for company: nobody's progress depends on it.
 
         What waits behind a record that fails must fail with it, at the same moment: else it would overtake
         what is sent again.

@@ -112,6 +112,8 @@ class Runtime:
 
     def execute_node(self, command: wire.ExecuteNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run, row = _going_node(rows, meta, command.node_run_id)
+        if run.mode == "manual" and (row.ready or row.status == "running"):
+            raise Rejected("node_run_taken", "somebody executes this node run already")
         if row.status == "queued" and not row.ready and run.mode == "manual":
             progress = self._progress(rows, meta)
             yield from progress.execute(row)

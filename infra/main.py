@@ -237,7 +237,7 @@ class _LaneSteps:
         results, self._results = self._results, []
         assert self.worker is not None
         self.worker.hand_over([result.incoming for result in results])
-        sent = self._parts.producer.enqueue([result.out for result in results])
+        sent = self._parts.producer.enqueue([result.out for result in results], urgent=False)
         sent.add_done_callback(_noted)
 
 

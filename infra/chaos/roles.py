@@ -84,9 +84,9 @@ class StoppingLog:
         self._inner = inner
         self._stops = stops
 
-    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
         self._stops.at(BEFORE_SEND)
-        sending: asyncio.Future[None] = self._inner.enqueue(records)
+        sending: asyncio.Future[None] = self._inner.enqueue(records, urgent=urgent)
         return sending
 
     async def publish(self, records: Sequence[Out]) -> None:

@@ -361,7 +361,7 @@ class MemoryProducer:
     async def publish(self, records: Sequence[Out]) -> None:
         await self.enqueue(records)
 
-    def enqueue(self, records: Sequence[Out]) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((records, future))
         if self._rounds is None or self._rounds.done():

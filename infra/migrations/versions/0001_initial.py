@@ -38,6 +38,17 @@ BEGIN
 END $$
 """
 
+TENANT = """
+CREATE FUNCTION ap_tenant() RETURNS text LANGUAGE plpgsql STABLE AS $$
+DECLARE tenant text := current_setting('app.tenant_id', true);
+BEGIN
+  IF coalesce(tenant, '') = '' THEN  -- After a transaction-local setting a session has '', not null.
+    RAISE EXCEPTION 'no tenant is set for this transaction' USING ERRCODE = 'AP002';
+  END IF;
+  RETURN tenant;
+END $$
+"""
+
 HOT = {
     "run": "fillfactor = 70",
     "node_run": "fillfactor = 70",
@@ -90,11 +101,12 @@ def _roles() -> None:
 
 
 def _row_level_security() -> None:
-    """No tenant set is an error: `current_setting` without its missing-ok flag."""
+    """No tenant set is an error, never all rows and never a silent none."""
+    op.execute(TENANT)
     for table in TENANT_TABLES:
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
-        own = "tenant_id = (SELECT current_setting('app.tenant_id'))"
+        own = "tenant_id = (SELECT ap_tenant())"
         op.execute(f"CREATE POLICY tenant ON {table} TO {READ_ROLE} USING ({own}) WITH CHECK ({own})")
     for statement in lookup_grants():
         op.execute(statement)
