@@ -45,7 +45,7 @@ class TopicReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=BROKER_MESSAGE_BYTES_MAX,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=5,
         )
 
     async def __aenter__(self) -> Self:
