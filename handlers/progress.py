@@ -368,7 +368,7 @@ class Progress:
         """Start the next compensation once nothing is in flight; end the run after the last one."""
         while self.run.active == 0 and self.run.pending == 0:
             run = self.run
-            of = run.compensate_first or run.compensable
+            of = run.compensate_first or run.lost or run.compensable
             if of is None or not run.compensates:
                 yield self._unwound(run)
                 return

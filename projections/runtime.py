@@ -18,8 +18,9 @@ from schemas.runtime import NODE_ENDED
 class Run:
     """The header of a run. `active`: node runs queued or running; `pending`: waiting for time or people.
 
-    `compensable` and `sink` head linked lists through NodeRun.below_compensable and NodeRun.below_sink, so
-    that remembering the order of completion costs the same however long the run is.
+    `compensable`, `lost` and `sink` head linked lists through NodeRun.below_compensable (the first two) and
+    NodeRun.below_sink, so that remembering the order of completion costs the same however long the run is.
+    `lost`: steps whose lease ran out while the run unwound; what they did is compensated like a failure.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Run:
     active: int
     pending: int
     compensable: str | None
+    lost: str | None
     sink: str | None
     compensating: str | None
     compensate_first: str | None
@@ -140,6 +142,7 @@ RUN_TABLE = sa.Table(
     sa.Column("active", sa.Integer, nullable=False),
     sa.Column("pending", sa.Integer, nullable=False),
     uuid_column("compensable"),
+    uuid_column("lost"),
     uuid_column("sink"),
     uuid_column("compensating"),
     uuid_column("compensate_first"),
@@ -217,6 +220,7 @@ RUNS = table_spec(
         "active",
         "pending",
         "compensable",
+        "lost",
         "sink",
         "compensating",
         "compensate_first",
@@ -307,7 +311,7 @@ def _moved(run: Run, before: NodeRun | None, node: NodeRun, recorded: Any) -> Ru
         if "/" in node.path:
             fields["compensation_failed"] = True
         elif event.compensable:
-            fields["compensable"] = node.id
+            fields["lost"] = node.id
     return changed(run, **fields)
 
 
@@ -327,16 +331,17 @@ def _remember(run: Run, node: NodeRun, event: wire.NodeCompleted, fields: JsonOb
 
 
 def _compensating(rows: Any, run: Run, event: wire.RunCompensating) -> Run:
-    if event.of == run.compensate_first:
-        rest = run.compensable
-    else:
-        rest = cast(NodeRun, rows.get(NodeRun, event.of)).below_compensable
+    lost, compensable = run.lost, run.compensable
+    if event.of != run.compensate_first:
+        below = cast(NodeRun, rows.get(NodeRun, event.of)).below_compensable
+        lost, compensable = (below, compensable) if event.of == lost else (lost, below)
     return changed(
         run,
         status="compensating" if run.status == "failing" else run.status,
         compensating=event.node_run_id,
         compensate_first=None,
-        compensable=rest,
+        compensable=compensable,
+        lost=lost,
         compensations=run.compensations + 1,
     )
 
@@ -453,7 +458,7 @@ def _failed(before: NodeRun, run: Run, event: wire.NodeFailed, recorded: Any) ->
         recorded,
         event,
         error=event.error.model_dump(),
-        below_compensable=run.compensable if event.compensable else None,
+        below_compensable=run.lost if event.compensable else None,
     )
 
 
@@ -539,6 +544,7 @@ def _created(event: wire.RunCreated, recorded: Any) -> Run:
         active=0,
         pending=0,
         compensable=None,
+        lost=None,
         sink=None,
         compensating=None,
         compensate_first=None,
@@ -562,11 +568,11 @@ def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
             first = event.node_run_id if event.compensable else None
             return changed(run, status="failing", error=event.error.model_dump(), compensate_first=first)
         case wire.RunCancelling():
-            below = run.compensable if event.compensate else None
             return changed(
                 run,
                 status="cancelling",
-                compensable=below,
+                compensable=run.compensable if event.compensate else None,
+                lost=run.lost if event.compensate else None,
                 compensate_first=None,
                 compensates=event.compensate,
             )

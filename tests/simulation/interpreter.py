@@ -19,7 +19,8 @@ Readings chosen where the rules leave room:
 - A join with a delay passes, and withdraws, when the delay is over.
 - A value that cannot be evaluated fails its node with `evaluation_failed`, which obeys the retry policy.
 - While the run is failing or cancelled nothing is retried and nothing is skipped; `on_error` still holds. A
-  leased step that never answers ends `failed` with `lease_lost` and is compensated after the failed node.
+  leased step that never answers ends `failed` with `lease_lost` and is compensated after the failed node, the
+  last one first.
 - A second failure while the run is failing is not compensated.
 """
 
@@ -286,7 +287,7 @@ class Spec:
         if self.ending == "cancelling" and not self.compensate:
             return []
         first = [self.failed_run] if self.ending == "failing" and self.failed_run else []
-        order = [*first, *self.lost, *(run for run, _ in reversed(self.completed))]
+        order = [*first, *reversed(self.lost), *(run for run, _ in reversed(self.completed))]
         return [run for run in order if self.graph.config[run.node].get("compensation_node_id")]
 
     def legal_compensation(self) -> list[Ended | Attempted]:
