@@ -1,19 +1,39 @@
 """The command `ap chaos`: faults under load on a stack of its own, and a report of what became of every run."""
 
 import asyncio
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
 
-app = typer.Typer(help="Inject faults under load and verify that nothing is lost or doubled.", no_args_is_help=True)
+app = typer.Typer(invoke_without_command=True)
 
 Seed = Annotated[int, typer.Option(help="Chooses victims and times")]
 Keep = Annotated[Path | None, typer.Option("--data", help="Folder to use and keep [default: a temporary one]")]
+
+
+@app.callback()
+def chaos(
+    context: typer.Context,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long to inject faults")] = 5.0,
+    rate: Annotated[float, typer.Option(min=0.1, help="Runs started a second")] = 12.0,
+    seed: Seed = 1,
+    data: Keep = None,
+) -> None:
+    """Inject faults of every kind under load on a stack of its own; verify that nothing is lost or doubled."""
+    if context.invoked_subcommand is not None:
+        return
+    from infra.chaos.mix import mix_test
+
+    with _stack(data) as settings:
+        report = asyncio.run(mix_test(settings, seconds=minutes * 60, runs_per_second=rate, seed=seed, say=_say))
+    _conclude(report.document(), report.conclusion.problems)
 
 
 @app.command()
@@ -29,11 +49,21 @@ def kill(
     from infra.chaos.kill import Plan, kill_test
 
     plan = Plan(runs, seconds, seed, int(seconds / 4.6) if kills is None else kills, servers=servers)
-    with tempfile.TemporaryDirectory(prefix="ap-chaos-", ignore_cleanup_errors=True) as folder:
-        settings = load_settings(data_dir=data or Path(folder), gateway_port=0, auth_required=False)
+    with _stack(data) as settings:
         report = asyncio.run(kill_test(settings, plan, _say))
-    _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
-    if report.problems:
+    _conclude(report.document(), report.problems)
+
+
+@contextlib.contextmanager
+def _stack(data: Path | None) -> Iterator[Settings]:
+    """Settings for a stack on a folder that goes away, or on one to keep."""
+    with tempfile.TemporaryDirectory(prefix="ap-chaos-", ignore_cleanup_errors=True) as folder:
+        yield load_settings(data_dir=data or Path(folder), gateway_port=0, auth_required=False)
+
+
+def _conclude(document: dict[str, Any], problems: list[str]) -> None:
+    _say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    if problems:
         raise typer.Exit(1)
 
 

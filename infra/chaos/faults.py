@@ -62,6 +62,11 @@ class Faults:
         """Ask it to stand still when it next comes to that place; `is_stopped` says when it has."""
         stop_wish(self.folder, victim.pid, place).touch()
 
+    def not_at(self, victim: Victim) -> None:
+        """Take back what `stop_at` asked for and did not come about."""
+        for wish in self.folder.glob(f"stop-{victim.pid}-*"):
+            wish.unlink(missing_ok=True)
+
     def go_on(self, victim: Victim) -> None:
         self._signal(victim, signal.SIGCONT)
 

@@ -51,7 +51,7 @@ class Stops:
     def at(self, place: str) -> None:
         wish = stop_wish(self._folder, os.getpid(), place)
         if wish.exists():
-            wish.unlink()
+            wish.unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
