@@ -21,12 +21,16 @@ BACKLOG_RECORDS_MAX = 100_000
 """While Postgres is down, records wait up to this many; then the oldest are given up, and the log says so."""
 
 
+NOBODY = "-"
+"""The tenant of requests that bore no valid credential."""
+
+
 class AuditLog:
     """`note` never waits. Whoever owns it runs `run` and, after the last request, awaits `flush`."""
 
     def __init__(self, reads: Reads, *, open_access: bool) -> None:
         self._reads = reads
-        self._fallback_tenant = PUBLIC_TENANT if open_access else ""
+        self._fallback_tenant = PUBLIC_TENANT if open_access else NOBODY
         self._waiting: deque[AuditRecord] = deque()
         self._writing = asyncio.Lock()
         self.given_up = 0

@@ -278,7 +278,7 @@ def audit(tenant_id: str, number: int, **given: Any) -> AuditRecord:
 
 async def test_every_audit_record_of_a_batch_is_stored_under_its_tenant(db: Database) -> None:
     records = [audit(f"t{number % 3}", number) for number in range(1, 31)]
-    await db.reads.write_audit([*records, audit("", 99)])
+    await db.reads.write_audit([*records, audit("-", 99)])
     await db.reads.write_audit(records[:5])  # A batch that was in doubt comes again.
     for tenant in ("t0", "t1", "t2"):
         page = Page(AUDITS, AUDIT_LIST.order, 100)
