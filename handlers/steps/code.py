@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from concurrent.futures import TimeoutError as StillBusy
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from pydantic_monty import (
     Monty,
@@ -55,19 +53,19 @@ MODULES: Final = (
 )
 """What an author is told that can be imported."""
 
+_BY_THE_PARSER: Final = "The monty syntax parser does not yet support "
 _WAYS_OUT: Final = (
-    ("class inheritance", "use plain classes, dataclasses or functions"),
-    ("yield", "build a list and return it"),
-    ("'del'", "use .pop(key), or build a new list or dict without the item"),
-    ("starred expression", "use list(...), dict(...) or +"),
-    ("No module named", f"available are {MODULES}; anything else belongs in a tool node"),
-    ("cannot import name", "the module has only part of what CPython's has"),
-    ("sleep limit exceeded", "use the node's delay_seconds"),
-    ("Permission denied", "there are no files; pass what the code needs in input_json"),
-    ("is not supported in this environment", "pass what the code needs in input_json"),
-    ("suspension limit", "there is nothing outside the sandbox to ask; pass what the code needs in input_json"),
+    (_BY_THE_PARSER + "class inheritance", "use plain classes, dataclasses or functions"),
+    (_BY_THE_PARSER + "yield", "build a list and return it"),
+    (_BY_THE_PARSER + "the 'del'", "use .pop(key), or build a new list or dict without the item"),
+    (_BY_THE_PARSER, "write it with functions, loops, lists and dicts"),
+    ("ModuleNotFoundError: ", f"available are {MODULES}; anything else belongs in a tool node"),
+    ("ImportError: cannot import name ", "the module has only part of what CPython's has"),
+    ("TimeoutError: sleep limit exceeded", "use the node's delay_seconds"),
+    ("PermissionError: Permission denied", "there are no files; pass what the code needs in input_json"),
+    (" is not supported in this environment", "pass what the code needs in input_json"),
+    ("RuntimeError: suspension limit ", "there is nothing outside to ask; pass what the code needs in input_json"),
 )
-_NOT_BY_THE_PARSER: Final = "The monty syntax parser does not yet support "
 _RESULT: Final = f"""import json
 _ = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 _ if len(_) <= {RESULT_BYTES_MAX} else len(_)
@@ -88,7 +86,9 @@ if os.getppid() != int(parent):
     sys.exit("the parent is gone")
 limits = {"AS": int(address_space), "CORE": 0, "FSIZE": 0, "NOFILE": 32}
 for name, value in limits.items():
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+    limit = getattr(resource, "RLIMIT_" + name)
+    value = min(value, resource.getrlimit(limit)[1] % 2**63)  # -1 is no limit, and nobody may raise one.
+    resource.setrlimit(limit, (value, value))
 os.closerange(3, 65536)
 os.execve(monty, [monty, *arguments], {})
 """
@@ -130,9 +130,8 @@ class _Run:
 
     def printed(self, _stream: Literal["stdout", "stderr"], text: str) -> None:
         """An exception here would not stop the code, so too much output ends the worker."""
+        self._text.append(text[: max(TEXT_BYTES_MAX - self._text_bytes, 0)])
         self._text_bytes += len(text.encode())
-        if len(self._text) <= TEXT_BYTES_MAX:
-            self._text.append(text[:TEXT_BYTES_MAX])
         if self.printed_too_much:
             self.end()
 
@@ -167,16 +166,16 @@ class CodeRunner:
         self._timeout_seconds_max = timeout_seconds_max
         self._request_timeout_seconds = request_timeout_seconds or timeout_seconds_max + 2 * KILL_GRACE_SECONDS
         self._pool: Monty | None = None
+        self._launcher: BinaryIO | None = None
         self._running: set[_Run] = set()
+        # A worker lives no longer than the thread that started it; these live until stop().
+        self._threads = ThreadPoolExecutor(processes_max, thread_name_prefix="code")
+        self._check_thread = ThreadPoolExecutor(1, thread_name_prefix="code-check")
 
     async def start(self) -> None:
-        """Raises SandboxUnavailable. Afterwards `perform` and `check` work."""
+        """Once. Raises SandboxUnavailable; afterwards `perform` and `check` work."""
         if self._sandbox != "monty":
             raise SandboxUnavailable(f"code_sandbox={self._sandbox} is not part of this release; set it to monty")
-        # A worker lives no longer than the thread that started it; these live until stop().
-        self._threads = ThreadPoolExecutor(self._processes_max, thread_name_prefix="code")
-        self._check_thread = ThreadPoolExecutor(1, thread_name_prefix="code-check")
-        self._folder = tempfile.TemporaryDirectory(prefix="code-sandbox-")
         try:
             await asyncio.get_running_loop().run_in_executor(self._check_thread, self._open)
         except (MontyError, OSError, ValueError) as error:
@@ -184,12 +183,9 @@ class CodeRunner:
             raise SandboxUnavailable(f"the code sandbox does not start: {error}") from error
 
     def _open(self) -> None:
-        launcher = Path(self._folder.name, "worker")
-        start = (sys.executable, "-ISB", "-c", _LAUNCHER, find_monty_binary(), os.getpid(), ADDRESS_SPACE_BYTES_MAX)
-        launcher.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, start))} "$@"\n')
-        launcher.chmod(0o700)
+        self._launcher = _launcher()
         pool = Monty(
-            binary_path=launcher,
+            binary_path=f"/proc/{os.getpid()}/fd/{self._launcher.fileno()}",
             min_processes=1,
             max_processes=self._processes_max + 1,
             request_timeout=self._request_timeout_seconds,
@@ -203,9 +199,7 @@ class CodeRunner:
                 raise ValueError("it cannot calculate")
 
     async def stop(self) -> None:
-        """Ends what runs, then the workers. May be called twice."""
-        if not hasattr(self, "_threads"):
-            return
+        """Ends what runs, then the workers. May be called twice, and before start()."""
         pool, self._pool = self._pool, None
         for run in tuple(self._running):
             run.end()
@@ -216,7 +210,8 @@ class CodeRunner:
         self._check_thread.shutdown()
         if pool is not None:
             pool.__exit__(None, None, None)
-        self._folder.cleanup()
+        if self._launcher is not None:
+            self._launcher.close()
 
     async def perform(self, call: StepCall) -> StepResult:
         if not isinstance(call.config, Code):
@@ -241,17 +236,17 @@ class CodeRunner:
     def check(self, code: str) -> str | None:
         """Why the code can never run in the sandbox, with the way out; None if nothing speaks against it.
 
-        Blocks for about a millisecond, at most CHECK_SECONDS_MAX. Compiles in the sandbox; runs nothing of it.
+        Blocks for about a millisecond, at most twice CHECK_SECONDS_MAX. Compiles in the sandbox; runs nothing of it.
         """
         pool = self._pool
         if pool is None:
             raise SandboxUnavailable("the code sandbox is not running")
         if len(code.encode(errors="replace")) > CODE_BYTES_MAX:
             return f"the code is longer than {CODE_BYTES_MAX} bytes; split it over several nodes"
-        try:
-            return self._check_thread.submit(self._check, pool, code).result(2 * CHECK_SECONDS_MAX)
-        except (StillBusy, MontyCrashedError):
-            return "the code cannot be compiled within the sandbox's limits; make it simpler"
+        for _ in range(2):  # A worker may have been killed from outside; code that kills it does so again.
+            with suppress(MontyCrashedError, StillBusy):
+                return self._check_thread.submit(self._check, pool, code).result(CHECK_SECONDS_MAX)
+        return "the code cannot be compiled within the sandbox's limits; make it simpler"
 
     def _check(self, pool: Monty, code: str) -> str | None:
         with _checkout(pool, CHECK_SECONDS_MAX) as session:
@@ -263,6 +258,16 @@ class CodeRunner:
         tree = _parsed(code)
         refused = chain(_refused_imports(pool, tree), _refused_texts(tree))
         return next((f"line {line}: {why}" for line, why in refused), None)
+
+
+def _launcher() -> BinaryIO:
+    """An executable file that no disk holds, so that nothing stays behind if we are killed."""
+    start = (sys.executable, "-ISB", "-c", _LAUNCHER, find_monty_binary(), os.getpid(), ADDRESS_SPACE_BYTES_MAX)
+    draft = os.memfd_create("code-sandbox-launcher")
+    with open(draft, "w") as file:
+        file.write(f'#!/bin/sh\nexec {shlex.join(map(str, start))} "$@"\n')
+        file.flush()
+        return open(f"/proc/self/fd/{draft}", "rb")  # What is open for writing cannot be executed.
 
 
 def _checkout(pool: Monty, seconds: float) -> MontySession:
@@ -357,13 +362,11 @@ def _way_out(said: str) -> str | None:
 def _placed(error: MontySyntaxError | MontyRuntimeError, shift: int = 0) -> str:
     """What happened, in which line of the code, and what to write instead if it is unsupported."""
     said = _said(error)
+    what = said.replace(f"NotImplementedError: {_BY_THE_PARSER}", "not supported in code nodes: ")
     way_out = _way_out(said)
-    if _NOT_BY_THE_PARSER in said:
-        said = f"not supported in code nodes: {said.split(_NOT_BY_THE_PARSER, 1)[1]}"
-        way_out = way_out or "write it with functions, loops, lists and dicts"
     lines = [frame.line for frame in error.traceback() if frame.filename != "<string>"]
     place = f"line {max(lines[-1] + shift, 1)}: " if lines else ""
-    return f"{place}{said}" + (f"; {way_out}" if way_out else "")
+    return f"{place}{what}; {way_out}" if way_out else f"{place}{what}"
 
 
 def _parsed(code: str) -> ast.Module:
@@ -376,16 +379,16 @@ def _parsed(code: str) -> ast.Module:
             return ast.Module(body=[], type_ignores=[])
 
 
-def _refused_imports(pool: Monty, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Only those that are always tried; one inside a `try` or a function may not matter."""
+def _refused_imports(pool: Monty, tree: ast.Module) -> list[tuple[int, str]]:
+    """Only those that are always tried; one inside a `try` or a function may not matter. The first is enough."""
     imports = {ast.unparse(node): node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
-    for statement, node in imports.items():
-        with _checkout(pool, CHECK_SECONDS_MAX) as session:
+    with _checkout(pool, CHECK_SECONDS_MAX) as session:
+        for statement, node in imports.items():
             try:
                 session.feed_run(statement)
             except (MontySyntaxError, MontyRuntimeError) as error:
-                said = _said(error)
-                yield node.lineno, f"{said}; {_way_out(said)}"
+                return [(node.lineno, _placed(error).removeprefix("line 1: "))]
+    return []
 
 
 def _refused_texts(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -175,6 +175,8 @@ async def test_runs_share_nothing(runner: CodeRunner) -> None:
         ("x = [0] * 10**9", "code_memory", "line 1: MemoryError: memory limit exceeded", False),
         ("def f(): yield 1", "code_unsupported", "line 1: not supported in code nodes: yield expressions", False),
         ("class A(dict): pass", "code_unsupported", "use plain classes, dataclasses or functions", False),
+        ("type X = int", "code_unsupported", "type aliases; write it with functions", False),
+        ("raise ValueError('no yield')", "code_error", "line 1: ValueError: no yield", True),
         ("import numpy", "code_unsupported", "anything else belongs in a tool node", False),
         ("open('/etc/passwd')", "code_unsupported", "there are no files; pass what the code needs", False),
         ("import time\ntime.sleep(1)", "code_unsupported", "use the node's delay_seconds", False),
@@ -408,7 +410,7 @@ async def test_code_is_refused_when_there_is_no_sandbox(monkeypatch: pytest.Monk
     assert (await failure(runner, "pass")).code == "sandbox_unavailable"
     monkeypatch.setenv("MONTY_BIN", "/bin/true")
     with pytest.raises(SandboxUnavailable, match="does not start"):
-        await runner.start()
+        await CodeRunner().start()
 
 
 async def test_a_sandbox_that_is_not_there_is_not_replaced_by_another() -> None:

@@ -74,7 +74,8 @@ LEAKS_WITHOUT_A_SANDBOX = {
     "write by the shell": "import os\nos.system('touch ' + payload['written'])",
     "write by spawn": "import os\nos.spawnlp(os.P_WAIT, 'touch', 'touch', payload['written'])",
     "write by fork": (
-        "import os\nif os.fork() == 0:\n    open(payload['written'], 'w').close()\n    os._exit(0)\nos.wait()"
+        "import os\nchild = os.fork()\nif not child:\n    try:\n        open(payload['written'], 'w').close()\n"
+        "    finally:\n        os._exit(0)\nos.waitpid(child, 0)"
     ),
     "write by multiprocessing": (
         "import multiprocessing as m\nc = m.get_context('fork')\n"
