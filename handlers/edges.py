@@ -63,13 +63,17 @@ class Resolution:
             iteration = outer
         self._beyond(edge, iteration, taken)
 
-    def remember(self, node_id: str, node_run_id: str) -> None:
+    def remember(self, node: Node, iteration: Iteration, node_run_id: str) -> None:
         """A loop's node that others read has completed."""
-        self._set(self._mark(derive(self._run_id, f"latest:{node_id}")), note=node_run_id)
+        for depth in range(len(node.loops)):
+            self._set(self._mark(self._latest_id(node, iteration[:depth])), note=node_run_id)
 
-    def latest(self, node_id: str) -> str:
-        """The last completed node run of a loop's node that others read; empty if there is none."""
-        return self._mark(derive(self._run_id, f"latest:{node_id}")).note
+    def latest(self, node: Node, within: Iteration) -> str:
+        """Its last completed node run in these iterations of its outer loops; empty if there is none."""
+        return self._mark(self._latest_id(node, within)).note
+
+    def _latest_id(self, node: Node, within: Iteration) -> str:
+        return derive(self._run_id, ":".join(["latest", node.id, *map(str, within)]))
 
     def pass_early(self, join: Node, iteration: Iteration) -> bool:
         """Note that a join has completed with edges still to come; False if none are."""

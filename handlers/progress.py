@@ -213,7 +213,7 @@ class Progress:
         else:
             resolution = self._resolution()  # Its edges lead nowhere now; compensations may read its output.
         if node.id in self._program.latest:
-            resolution.remember(node.id, names["node_run_id"])
+            resolution.remember(node, iteration, names["node_run_id"])
         yield wire.NodeCompleted(
             **names,
             output=output,
@@ -501,25 +501,23 @@ class Progress:
             "run": {"id": run.id},
         }
         if node.references:
-            loops = self._program.nodes[self._program.by_id[compensates]].loops if compensates else None
+            loops = self._program.nodes[self._program.by_id[compensates]].loops if compensates else ()
             scope["nodes"] = self._outputs(node.references, iteration, loops)
         else:
             scope["nodes"] = {}
         return scope
 
-    def _outputs(self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...] | None) -> JsonObject:
+    def _outputs(self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...]) -> JsonObject:
+        """What the templates of a node read of others; of what shares `loops` that iteration's, else the last."""
         ids: dict[str, str] = {}
         for name in sorted(references):
             other = self._program.nodes[self._program.by_id[name]]
             depth = len(other.loops)
-            if depth == 0:
-                ids[name] = node_run_id(self._run_id, name, "1")
-            elif loops is not None and loops[:depth] == other.loops:
-                ids[name] = node_run_id(self._run_id, name, iteration_text(iteration[:depth]))
-            else:
-                mark = self._resolution().latest(name)
-                if mark:
-                    ids[name] = mark
+            within = iteration[: _shared(loops, other.loops)]
+            if len(within) == depth:
+                ids[name] = node_run_id(self._run_id, name, iteration_text(within))
+            elif last := self._resolution().latest(other, within):
+                ids[name] = last
         self._rows.want(NodeRun, ids.values())
         found: JsonObject = {}
         for name, id in ids.items():
@@ -576,12 +574,17 @@ def _default_output(node: Node) -> JsonObject:
     return (node.config.default_output or {}) if node.config.on_error == "default" else {}
 
 
+def _shared(loops: tuple[int, ...], others: tuple[int, ...]) -> int:
+    """How many loops, from the outermost on, they have in common."""
+    return sum(one == other for one, other in zip(loops, others, strict=False))
+
+
 def _open_iterations(node: Node, in_flight: list[tuple[Node, Iteration]]) -> list[Iteration]:
     """The iterations in which a node may be still to come: the first of each loop inside what is in flight."""
     depth = len(node.loops)
     found = {(1,) * depth}
     for other, iteration in in_flight:
-        shared = sum(one == another for one, another in zip(node.loops, other.loops, strict=False))
+        shared = _shared(node.loops, other.loops)
         found.add((*iteration[:shared], *(1,) * (depth - shared)))
     return sorted(found)
 
