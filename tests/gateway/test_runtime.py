@@ -196,4 +196,4 @@ async def test_a_step_that_is_not_done_in_time_is_202(http: httpx.AsyncClient) -
     assert told["status"] == "succeeded", "the command was taken; its step goes on"
     (node,) = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
     answer = await http.post(f"/gateway/runtime/node-runs/{node['id']}/execute")
-    assert answer.status_code == 202
+    assert (answer.status_code, answer.json()["code"]) == (409, "node_run_taken")
