@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra import cli_bench, cli_chaos
+from infra import cli_bench, cli_chaos, cli_ops
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -147,6 +147,9 @@ def migrate(data: Data = None) -> None:
     settings = attach(load_settings(data_dir=data))
     run_role("migrate", settings)
     run_role("create_topics", settings)
+
+
+cli_ops.register(app)
 
 
 def run_role(name: str, settings: Settings) -> None:
