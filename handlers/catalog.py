@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from bus.decider import Domain, Meta, Rows
 from projections import catalog as known
@@ -20,22 +21,6 @@ from schemas.catalog import (
     VersionPublished,
 )
 from schemas.messages import Command, JsonObject, Rejected, derive
-
-
-def _workflow_problems(spec: JsonObject) -> list[JsonObject]:
-    return [
-        {
-            "pointer": "/dsl_json" + problem.pointer,
-            "code": problem.code,
-            "detail": problem.detail,
-            "severity": problem.severity,
-        }
-        for problem in dsl.parse(spec)[1]
-    ]
-
-
-CHECKS: Mapping[str, Callable[[JsonObject], list[JsonObject]]] = {"workflow": _workflow_problems}
-"""How a version's spec is checked; a kind that is not here has no versions. Pointers are those of the API."""
 
 
 def version_id(message_id: str) -> str:
@@ -73,47 +58,63 @@ def change(command: ChangeDefinition, rows: Rows, meta: Meta) -> Iterator[Defini
         yield changed
 
 
-def create_version(
-    command: CreateVersion, rows: Rows, meta: Meta
-) -> Iterator[VersionCreated | VersionPublished]:
-    check = CHECKS.get(command.kind)
-    if check is None:
-        raise Rejected("no_versions", f"an {command.kind} has no versions", status=422)
-    head = _definition(rows, meta)
-    if head is None or head.kind != command.kind:
-        pointer = f"/{command.kind}_id"
-        detail = f"no such {command.kind}"
-        error = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
-        raise Rejected("unknown_reference", f"{pointer}: {detail}", status=422, errors=(error,))
-    _refuse_archived(head)
-    problems = check(command.spec)
-    if command.status == "published":
-        _refuse_errors(problems)
-    made = version_id(meta.message_id)
-    yield VersionCreated(
-        version_id=made,
-        number=head.versions + 1,
-        kind=command.kind,
-        spec=command.spec,
-        problems=problems,
-        description=command.description,
-    )
-    if command.status == "published":
-        yield VersionPublished(version_id=made)
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The deciders of versions. `check_code` says what the sandbox would refuse of a code node, None if nothing."""
 
+    check_code: Callable[[str], str | None] | None = None
 
-def publish(command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[VersionPublished]:
-    rows.want(Version, [command.version_id])
-    head = _definition(rows, meta)
-    version = rows.get(Version, command.version_id)
-    if head is None or version is None or version.definition_id != head.id:
-        raise Rejected("not_found", "no such version", status=404)
-    if version.status == "published":
-        return
-    _refuse_archived(head)
-    # Checked anew: what the draft was told may be older than the rules that hold now.
-    _refuse_errors(CHECKS[head.kind](version.spec))
-    yield VersionPublished(version_id=version.id)
+    def create_version(
+        self, command: CreateVersion, rows: Rows, meta: Meta
+    ) -> Iterator[VersionCreated | VersionPublished]:
+        if command.kind != "workflow":
+            raise Rejected("no_versions", f"an {command.kind} has no versions", status=422)
+        head = _definition(rows, meta)
+        if head is None or head.kind != command.kind:
+            pointer = f"/{command.kind}_id"
+            detail = f"no such {command.kind}"
+            error = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
+            raise Rejected("unknown_reference", f"{pointer}: {detail}", status=422, errors=(error,))
+        _refuse_archived(head)
+        problems = self._problems(command.spec)
+        if command.status == "published":
+            _refuse_errors(problems)
+        made = version_id(meta.message_id)
+        yield VersionCreated(
+            version_id=made,
+            number=head.versions + 1,
+            kind=command.kind,
+            spec=command.spec,
+            problems=problems,
+            description=command.description,
+        )
+        if command.status == "published":
+            yield VersionPublished(version_id=made)
+
+    def publish(self, command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[VersionPublished]:
+        rows.want(Version, [command.version_id])
+        head = _definition(rows, meta)
+        version = rows.get(Version, command.version_id)
+        if head is None or version is None or version.definition_id != head.id:
+            raise Rejected("not_found", "no such version", status=404)
+        if version.status == "published":
+            return
+        _refuse_archived(head)
+        # Checked anew: what the draft was told may be older than the rules that hold now.
+        _refuse_errors(self._problems(version.spec))
+        yield VersionPublished(version_id=version.id)
+
+    def _problems(self, spec: JsonObject) -> list[JsonObject]:
+        """What is wrong with a workflow's definition; pointers are those of the API."""
+        return [
+            {
+                "pointer": "/dsl_json" + problem.pointer,
+                "code": problem.code,
+                "detail": problem.detail,
+                "severity": problem.severity,
+            }
+            for problem in dsl.parse(spec, check_code=self.check_code)[1]
+        ]
 
 
 def _definition(rows: Rows, meta: Meta) -> Definition | None:
@@ -153,16 +154,22 @@ def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:
     raise LookupError(f"{command.type} left nothing to show")
 
 
-DOMAIN = Domain(
-    name="catalog",
-    head=Definition,
-    decide={
-        CreateDefinition: create,
-        ChangeDefinition: change,
-        CreateVersion: create_version,
-        PublishVersion: publish,
-    },
-    evolve=known.evolve,
-    events=EVENTS,
-    answer=answer,
-)
+def domain(check_code: Callable[[str], str | None] | None = None) -> Domain:
+    versions = Versions(check_code)
+    return Domain(
+        name="catalog",
+        head=Definition,
+        decide={
+            CreateDefinition: create,
+            ChangeDefinition: change,
+            CreateVersion: versions.create_version,
+            PublishVersion: versions.publish,
+        },
+        evolve=known.evolve,
+        events=EVENTS,
+        answer=answer,
+    )
+
+
+DOMAIN = domain()
+"""Without a check of code nodes."""

@@ -29,7 +29,7 @@ from handlers import access, catalog
 from handlers.ingress import IngressRules
 from handlers.programs import Programs
 from handlers.runtime import Runtime
-from handlers.steps.code import CodeRunner
+from handlers.steps.code import CodeRunner, SandboxUnavailable
 from handlers.steps.executor import Executor, Heartbeats, Sweeper
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Result, StepPool
@@ -135,6 +135,7 @@ class _Parts:
     programs: Programs
     leases: Leases
     pool: StepPool
+    check_code: Callable[[str], str | None] | None = None
     deliver: Any = None
 
     async def program(self, version_id: str) -> Program:
@@ -156,10 +157,17 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
     pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
-    code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds)
+    code = CodeRunner(
+        processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox
+    )
     await clock.measure(store.now)
     await producer.start()
-    await code.start()
+    check_code: Callable[[str], str | None] | None = code.check
+    try:
+        await code.start()
+    except SandboxUnavailable as error:
+        log.error("code nodes are refused: %s", error)
+        check_code = None
     performers: dict[str, Performer] = {"code": code.perform, **extras.performers}
     capacity = dict.fromkeys(performers, settings.step_concurrency)
     capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
@@ -179,6 +187,7 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
             lease_seconds=settings.lease_seconds,
             now=clock.now,
         ),
+        check_code=check_code,
     )
 
     async def deliver(result: Result) -> None:
@@ -261,7 +270,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
-            [runtime.domain(), catalog.DOMAIN, access.DOMAIN],
+            [runtime.domain(), catalog.domain(parts.check_code), access.DOMAIN],
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions
