@@ -99,7 +99,7 @@ async def scene(
         executors=executors,
         say=say,
         role_module="infra.chaos.roles",
-        healthy_seconds=1.0,
+        healthy_seconds=5.0,
     )
     url = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
