@@ -35,6 +35,7 @@ from handlers.steps.leases import Leases
 from handlers.steps.pool import Result, StepPool
 from handlers.steps.port import Performer
 from infra import database, topics
+from infra.reachable import until_reachable
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
 from projections.catalog import VERSIONS, Version
@@ -85,26 +86,32 @@ async def create_topics(settings: Settings) -> None:
 
 async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
     """Own lanes and execute steps until SIGTERM or SIGINT."""
-    async with _stopping() as stop, worker(settings, extras or Extras()) as running:
-        _settle_memory()
-        async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
-            await stop.wait()
-            await running.worker.stop()
-            await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
+    async with _stopping() as stop:
+        if not await until_reachable(settings, stop):
+            return
+        async with worker(settings, extras or Extras()) as running:
+            _settle_memory()
+            async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
+                await stop.wait()
+                await running.worker.stop()
+                await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
 
 
 async def run_executor(settings: Settings, extras: Extras | None = None) -> None:
     """Execute steps that no worker took, until SIGTERM or SIGINT."""
-    async with _stopping() as stop, _steps(settings, extras or Extras(), "executor") as parts:
-        executor = Executor(
-            parts.pool, parts.leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds
-        )
-        parts.deliver = executor.deliver
-        heartbeats = Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds)
-        hints = _hints(settings, executor, parts.pool.kinds)
-        async with _working(stop, executor.run(), heartbeats.run(), hints):
-            await stop.wait()
-            await parts.pool.stop(STEP_STOP_SECONDS)
+    async with _stopping() as stop:
+        if not await until_reachable(settings, stop):
+            return
+        async with _steps(settings, extras or Extras(), "executor") as parts:
+            executor = Executor(
+                parts.pool, parts.leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds
+            )
+            parts.deliver = executor.deliver
+            heartbeats = Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds)
+            hints = _hints(settings, executor, parts.pool.kinds)
+            async with _working(stop, executor.run(), heartbeats.run(), hints):
+                await stop.wait()
+                await parts.pool.stop(STEP_STOP_SECONDS)
 
 
 async def run_gateway(settings: Settings) -> None:
