@@ -163,8 +163,9 @@ def dlq_retry(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> Non
             await producer.start()
             found = []
             for id in ids:
-                letter = await dead_letters.retry(connection, producer, _uuid(id), settings.commands_partitions)
-                await _audit(connection, letter, "retry")
+                async with connection.transaction():
+                    letter = await dead_letters.retry(connection, producer, _uuid(id), settings.commands_partitions)
+                    await _audit(connection, letter, "retry")
                 found.append(letter)
             return found
         finally:
@@ -181,8 +182,9 @@ def dlq_drop(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> None
     async def dropped(connection: Any) -> list[Any]:
         found = []
         for id in ids:
-            letter = await dead_letters.drop(connection, _uuid(id))
-            await _audit(connection, letter, "drop")
+            async with connection.transaction():
+                letter = await dead_letters.drop(connection, _uuid(id))
+                await _audit(connection, letter, "drop")
             found.append(letter)
         return found
 
@@ -296,16 +298,17 @@ def _operate(act: Any) -> Any:
 
 async def _audit(connection: Any, letter: Any, action: str) -> None:
     """Who did what to a dead letter stands with the requests."""
-    path = f"/dead-letters/{letter.id}/{action}"
+    id, path = str(uuid.uuid4()), f"/dead-letters/{letter.id}/{action}"
     await connection.execute(
         "INSERT INTO gateway_request_audit (id, tenant_id, user_id, method, path, route, status_code, duration_ms,"
-        " request_id, created_at) VALUES ($1, $2, $3, 'CLI', $4, $5, 200, 0, $1::text,"
+        " request_id, created_at) VALUES ($1::uuid, $2, $3, 'CLI', $4, $5, 200, 0, $6,"
         " extract(epoch FROM clock_timestamp()))",
-        str(uuid.uuid4()),
+        id,
         letter.tenant_id,
         getpass.getuser(),
         path,
         f"ap dlq {action}",
+        id,
     )
 
 
