@@ -103,15 +103,6 @@ def status(
 
 
 @app.command()
-def verify(data: Data = None, as_json: AsJson = False) -> None:
-    """Check every invariant on a live or resting system. Exit code 1 if one does not hold."""
-    from infra.cli_local import show_verification
-
-    if not show_verification(attach(load_settings(data_dir=data)), as_json=as_json):
-        raise typer.Exit(1)
-
-
-@app.command()
 def config(as_json: AsJson = False) -> None:
     """Print every setting with its value (secrets masked), default and source."""
     from infra.cli_local import show_config

@@ -1,4 +1,4 @@
-"""Commands about the stack of one data folder and about the settings: status, verify, down, config."""
+"""Commands about the stack of one data folder and about the settings: status, down, config."""
 
 import asyncio
 import signal
@@ -77,7 +77,7 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
         return False
     from infra import status
 
-    seen, problems = status.Sample(), []
+    seen, problems = status.Sample(), list[str]()
     try:
         seen, problems = asyncio.run(status.look(settings))
     except status.NoAnswer as error:
@@ -91,27 +91,6 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
     for line in status.lines(seen, problems, every_lane=every_lane):
         print(line)
     return not problems
-
-
-def show_verification(settings: Settings, *, as_json: bool) -> bool:
-    """Print what `infra.verify` finds, the offending ids by invariant; true if there are none."""
-    from infra.verify import INVARIANTS, verify
-
-    url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap
-    report = asyncio.run(verify(url, bootstrap, settings.topic_prefix, lease_seconds=settings.lease_seconds))
-    if as_json:
-        _print_json(report.document())
-        return report.clean
-    print("Checked: " + ", ".join(f"{count} {what}" for what, count in sorted(report.checked.items())))
-    for invariant, offenders in report.violations.items():
-        if offenders:
-            print(f"{invariant} {INVARIANTS[invariant]}: {report.found[invariant]} offenders")
-        for offender in offenders:
-            print(f"  {offender}")
-    for note in report.notes:
-        print(f"Note: {note}")
-    print("Clean." if report.clean else "Not clean.")
-    return report.clean
 
 
 def _dead_roles(state: State) -> list[str]:

@@ -19,6 +19,13 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for servers is marked so, by itself."""
+    for item in items:
+        if "services" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.services)
+
+
 @pytest.fixture(scope="session")
 def services() -> Iterator[EmbeddedStack]:
     """Postgres and Kafka for the whole session, in a folder of their own; gone at its end."""

@@ -52,7 +52,8 @@ def _cli_rows(name: str, command: Any) -> Iterable[tuple[str, str]]:
     if isinstance(command, TyperGroup):
         for each, inner in command.commands.items():
             yield from _cli_rows(f"{name} {each}", inner)
-        return
+        if not command.invoke_without_command:
+            return
     options = (max(option.opts, key=len) for option in command.params if isinstance(option, TyperOption))
     yield f"`{name}`", f"{command.help.splitlines()[0]} {' '.join(f'`{option}`' for option in options)}".strip()
 

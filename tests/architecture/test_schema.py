@@ -1,0 +1,71 @@
+"""The tables as the code knows them are the tables that the migrations make."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from infra import database
+from infra.embedded import EmbeddedStack
+from infra.schema import OPERATIONAL, PROJECTIONS, TENANT_TABLES, metadata
+from infra.settings import load_settings
+
+
+@pytest.fixture
+async def migrated(services: EmbeddedStack) -> AsyncIterator[AsyncConnection]:
+    settings = load_settings(database_url=await services.new_database(f"schema_{uuid.uuid4().hex[:8]}"))
+    await database.migrate(settings.sqlalchemy_url, 2, 1)
+    engine = create_async_engine(settings.sqlalchemy_url)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def test_migrations_make_exactly_the_tables_of_the_code(migrated: AsyncConnection) -> None:
+    assert await migrated.run_sync(differences, metadata) == []
+
+
+async def test_a_column_that_no_migration_makes_is_noticed(migrated: AsyncConnection) -> None:
+    changed = sa.MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(changed)
+    changed.tables["run"].append_column(sa.Column("forgotten", sa.Text))
+    changed.tables["lane"].c.owner.type = sa.Integer()
+    found = await migrated.run_sync(differences, changed)
+    assert len(found) == 2, found
+
+
+async def test_every_tenant_table_has_row_level_security_forced(migrated: AsyncConnection) -> None:
+    rows = await migrated.execute(
+        sa.text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity AND relkind = 'r'")
+    )
+    assert set(rows.scalars()) == set(TENANT_TABLES)
+
+
+async def test_migrating_twice_changes_nothing(migrated: AsyncConnection) -> None:
+    before = (await migrated.execute(sa.text("SELECT id, epoch FROM lane ORDER BY id"))).all()
+    await database.migrate(migrated.engine.url.render_as_string(hide_password=False), 2, 1)
+    assert (await migrated.execute(sa.text("SELECT id, epoch FROM lane ORDER BY id"))).all() == before
+    assert len(before) == 3
+
+
+def test_every_table_is_declared_to_be_of_one_kind() -> None:
+    """The log is the truth; all else is folded from it, or says how the system works right now."""
+    kinds = [spec.name for spec in PROJECTIONS] + [table.name for table in OPERATIONAL] + ["event"]
+    assert sorted(kinds) == sorted(metadata.tables)
+
+
+def differences(connection: sa.Connection, wanted: sa.MetaData) -> list[Any]:
+    """Tables, columns and types that differ. Indexes are the migrations' own."""
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    found = compare_metadata(context, wanted)
+    return [each for each in found if not (isinstance(each, tuple) and "index" in each[0])]
