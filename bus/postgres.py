@@ -34,6 +34,7 @@ SESSION = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "transaction_timeout": "10s",
@@ -86,9 +87,7 @@ def _column_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
     def arrays(rows: Any) -> Arrays:
         rows.sort(key=_row_id)
         return [
-            [getattr(row, name) for row in rows]
-            if dump is None
-            else [dump(getattr(row, name)) for row in rows]
+            [getattr(row, name) for row in rows] if dump is None else [dump(getattr(row, name)) for row in rows]
             for name, dump in getters
         ]
 
@@ -202,9 +201,7 @@ def _dead_letter_arrays(letters: list[DeadLetter]) -> Arrays:
 _EVENTS = _Part(
     ", events AS (INSERT INTO event (aggregate_id, seq, lane, position, type, tenant_id, at, actor, correlation_id,"
     " causation_id, traceparent, data) SELECT * FROM "
-    + _unnest(
-        ["uuid", "int4", "int2", "int8", "text", "text", "float8", "text", "text", "text", "text", "bytea"]
-    )
+    + _unnest(["uuid", "int4", "int2", "int8", "text", "text", "float8", "text", "text", "text", "text", "bytea"])
     + ")",
     12,
     _event_arrays,
@@ -280,15 +277,46 @@ _UNSENT_OUTBOX = """SELECT lane, position, topic, partition, key, headers, body,
 FROM outbox WHERE lane = $1 AND position > $2 ORDER BY position"""
 
 
+class Statements:
+    """The statement for every combination of tables that a batch writes; each text is made once."""
+
+    def __init__(self, specs: Mapping[str, TableSpec]) -> None:
+        self._inserts = {name: _insert_part(spec) for name, spec in specs.items()}
+        self._updates = {name: _update_part(spec) for name, spec in specs.items()}
+        self._statements: dict[tuple[str, ...], str] = {}
+
+    def of(self, writes: Writes) -> tuple[str, list[Any]]:
+        """The one statement that fences and writes everything, and its arguments."""
+        parts: list[tuple[str, _Part, Any]] = []
+        for name, rows in writes.inserts.items():
+            parts.append((f"i:{name}", self._inserts[name], rows))
+        for name, rows in writes.updates.items():
+            parts.append((f"u:{name}", self._updates[name], rows))
+        for name, part, rows in (
+            ("events", _EVENTS, writes.events),
+            ("outbox", _OUTBOX, writes.outbox),
+            ("timers", _TIMERS, writes.timers),
+            ("outcomes", _OUTCOMES, writes.outcomes),
+            ("letters", _DEAD_LETTERS, writes.dead_letters),
+        ):
+            if rows:
+                parts.append((name, part, rows))
+        key = ("trim" if writes.trim else "", *(name for name, _, _ in parts))
+        sql = self._statements.get(key)
+        if sql is None:
+            sql = self._statements[key] = _assemble([part for _, part, _ in parts], writes.trim)
+        arguments = _advance_arrays(writes.advances)
+        for _, part, rows in parts:
+            arguments.extend(part.arrays(rows))
+        return sql, arguments
+
+
 class PostgresStore:
     """`Store` over a pool of sessions made by `connect`."""
 
     def __init__(self, pool: asyncpg.Pool, specs: Mapping[str, TableSpec]) -> None:
         self._pool = pool
-        self._specs = specs
-        self._inserts = {name: _insert_part(spec) for name, spec in specs.items()}
-        self._updates = {name: _update_part(spec) for name, spec in specs.items()}
-        self._statements: dict[tuple[str, ...], str] = {}
+        self._statements = Statements(specs)
 
     @property
     def pool(self) -> asyncpg.Pool:
@@ -314,33 +342,8 @@ class PostgresStore:
                 await self.save(connection, writes)
 
     async def save(self, connection: Any, writes: Writes) -> None:
-        sql, arguments = self.statement(writes)
+        sql, arguments = self._statements.of(writes)
         await connection.fetchval(sql, *arguments)
-
-    def statement(self, writes: Writes) -> tuple[str, list[Any]]:
-        """The one statement that fences and writes everything, and its arguments."""
-        parts: list[tuple[str, _Part, Any]] = []
-        for name, rows in writes.inserts.items():
-            parts.append((f"i:{name}", self._inserts[name], rows))
-        for name, rows in writes.updates.items():
-            parts.append((f"u:{name}", self._updates[name], rows))
-        for name, part, rows in (
-            ("events", _EVENTS, writes.events),
-            ("outbox", _OUTBOX, writes.outbox),
-            ("timers", _TIMERS, writes.timers),
-            ("outcomes", _OUTCOMES, writes.outcomes),
-            ("letters", _DEAD_LETTERS, writes.dead_letters),
-        ):
-            if rows:
-                parts.append((name, part, rows))
-        key = ("trim" if writes.trim else "", *(name for name, _, _ in parts))
-        sql = self._statements.get(key)
-        if sql is None:
-            sql = self._statements[key] = _assemble([part for _, part, _ in parts], writes.trim)
-        arguments = _advance_arrays(writes.advances)
-        for _, part, rows in parts:
-            arguments.extend(part.arrays(rows))
-        return sql, arguments
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         async with self._connection() as connection:
@@ -383,9 +386,7 @@ class PostgresStore:
     async def now(self) -> float:
         async with self._connection() as connection:
             with _PortErrors():
-                return float(
-                    await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
-                )
+                return float(await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8"))
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -455,9 +456,7 @@ class PostgresUnit:
                 repeats = frozenset((str(row[0]), row[1]) for row in rows)
             if outcomes:
                 ordered = sorted(outcomes, key=lambda outcome: outcome.command_id)
-                arrays = _tuple_arrays(
-                    [(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at) for o in ordered]
-                )
+                arrays = _tuple_arrays([(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at) for o in ordered])
                 fresh = {str(row[0]) for row in await self.connection.fetch(_ADMIT_OUTCOMES, *arrays)}
                 known = [o.command_id for o in ordered if o.command_id not in fresh]
                 if known:
@@ -494,10 +493,7 @@ class PostgresUnit:
 def load_row(spec: TableSpec, row: Sequence[Any]) -> Any:
     """A row of Postgres as its row type; the columns must be in the table's order."""
     return spec.row(
-        *(
-            value if column.load is None else column.load(value)
-            for column, value in zip(spec.columns, row, strict=True)
-        )
+        *(value if column.load is None else column.load(value) for column, value in zip(spec.columns, row, strict=True))
     )
 
 

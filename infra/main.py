@@ -38,6 +38,7 @@ from infra import database, topics
 from infra.reachable import until_reachable
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
+from outbox.retention import Retention
 from projections.catalog import VERSIONS, Version
 from projections.runtime import NodeRun, Run
 from schemas.envelope import Envelope
@@ -308,6 +309,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
             spare,
+            Retention(parts.database),
             Heartbeats(spare_pool, spare_leases, settings.lease_renew_seconds),
         ]
         await running.start()

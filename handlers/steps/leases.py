@@ -22,7 +22,7 @@ _CLAIM = f"""WITH candidates AS (
   ) AS c ORDER BY c.turn, c.id LIMIT $2
 ), locked AS (
   SELECT id FROM node_run WHERE id = ANY(ARRAY(SELECT id FROM candidates))
-    AND ready AND leased_by IS NULL AND status = 'queued'
+    AND ready AND coalesce(leased_by, '') = '' AND status = 'queued'  -- Not IS NULL: that invites the other index.
   ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE node_run n SET leased_by = $3, lease_until = extract(epoch FROM clock_timestamp()) + $4,
