@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -42,6 +42,16 @@ SESSION = {
     "lock_timeout": "5s",
 }
 """Worker sessions: plans for a handful of rows by key must not change with the tables' sizes."""
+
+DRIVER_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+"""Of these a broken connection may be the cause. InternalClientError comes when a session that the server has ended
+is used before its end was noticed."""
 
 FENCED_SQLSTATE = "AP001"
 
@@ -392,7 +402,7 @@ class PostgresStore:
     async def _connection(self) -> AsyncIterator[Any]:
         try:
             connection = await self._pool.acquire(timeout=5)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DRIVER_ERRORS as error:
             raise Unavailable(f"no connection to Postgres: {error}") from error
         try:
             yield connection
@@ -500,8 +510,9 @@ def load_row(spec: TableSpec, row: Sequence[Any]) -> Any:
 async def _rollback(connection: Any, transaction: Any) -> None:
     try:
         await transaction.rollback()
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-        connection.terminate()  # Its state is not known: the pool makes a new one.
+    except DRIVER_ERRORS:
+        with suppress(asyncpg.InterfaceError):  # The pool may have dropped it already.
+            connection.terminate()  # Its state is not known: the pool makes a new one.
 
 
 class _PortErrors:
@@ -532,7 +543,7 @@ class _PortErrors:
             if state in ("57P01", "57P02", "57P03") and self._committing:
                 raise Unknown(str(error)) from error
             raise Unavailable(f"{state}: {error}") from error
-        if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
+        if isinstance(error, DRIVER_ERRORS):
             if self._committing:
                 raise Unknown(str(error)) from error
             raise Unavailable(str(error)) from error
@@ -548,5 +559,5 @@ async def connect(url: str, *, size: int = 4, application: str = "worker") -> as
             command_timeout=15,
             server_settings=SESSION | {"application_name": f"agent-platform {application}"},
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DRIVER_ERRORS as error:
         raise Unavailable(f"no connection to Postgres: {error}") from error

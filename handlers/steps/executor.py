@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-import asyncpg
 
+from bus.postgres import DRIVER_ERRORS
 from bus.store import Log, Out, SendFailed
 from handlers.steps.leases import Lapsed, Leases, RunOf
 from handlers.steps.pool import Result, StepPool
@@ -22,7 +22,7 @@ from schemas.topics import COMMANDS, partition_of
 
 log = logging.getLogger("agent_platform.steps")
 
-DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+DATABASE_ERRORS = DRIVER_ERRORS
 ProgramById = Callable[[str], Awaitable[Program]]
 
 
