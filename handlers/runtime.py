@@ -145,7 +145,7 @@ class Runtime:
                 raise Rejected("run_waits", "a run that waits runs again when what it waits for comes")
 
     def set_node_status(self, command: wire.SetNodeStatus, rows: Rows, meta: Meta) -> Iterator[Decision]:
-        run, row = _going_node(rows, meta, command.node_run_id, ended_status=command.status)
+        _, row = _going_node(rows, meta, command.node_run_id, ended_status=command.status)
         if row.status in NODE_ENDED:
             return
         if row.leased_by is not None:
@@ -163,9 +163,7 @@ class Runtime:
                 _refuse_large(output)
                 yield from progress.completed(node, iteration, row, output, command.output_text, said=said)
             case "failed":
-                error = NodeError(
-                    command.error_code or "set_by_hand", command.error_message or "", retryable=False
-                )
+                error = NodeError(command.error_code or "set_by_hand", command.error_message or "", retryable=False)
                 yield from progress.failed(
                     node, iteration, row, error, output=command.output, text=command.output_text, said=said
                 )
@@ -187,9 +185,7 @@ class Runtime:
         except NodeError as error:
             yield from progress.failed(node, iteration, row, error, said=said)
         else:
-            yield from progress.completed(
-                node, iteration, row, command.output, command.output_text, said=said
-            )
+            yield from progress.completed(node, iteration, row, command.output, command.output_text, said=said)
         yield from self._after(progress)
 
     def fail(self, command: wire.FailNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
@@ -220,9 +216,7 @@ class Runtime:
         elif unwinding or row.requeues + 1 >= REQUEUES_MAX:
             yield from progress.failed(node, iteration, row, lost, said=said)
         else:
-            yield wire.StepRequeued(
-                node_run_id=row.id, lease_token=row.lease_token + 1, requeues=row.requeues + 1
-            )
+            yield wire.StepRequeued(node_run_id=row.id, lease_token=row.lease_token + 1, requeues=row.requeues + 1)
             return
         yield from self._after(progress)
 
@@ -296,9 +290,7 @@ def failed(command: Command, code: str, detail: str) -> Command | None:
     """What tells a run that one of its internal commands is a dead letter."""
     if isinstance(command, wire.FailRun) or not isinstance(command, wire.RunCommand):
         return None
-    return wire.FailRun(
-        run_id=command.run_id, error=Failure(code=code, message=f"{command.type}: {detail}"[:2_000])
-    )
+    return wire.FailRun(run_id=command.run_id, error=Failure(code=code, message=f"{command.type}: {detail}"[:2_000]))
 
 
 def _version(command: wire.CreateRun, rows: Rows, meta: Meta) -> Version:

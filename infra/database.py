@@ -56,7 +56,7 @@ async def recorded_partitions(url: str) -> dict[str, int]:
     try:
         async with engine.connect() as connection:
             rows = await connection.execute(sa.select(LANE.c.topic, sa.func.count()).group_by(LANE.c.topic))
-            return {topic: count for topic, count in rows}
+            return dict(rows.tuples().all())
     finally:
         await engine.dispose()
 

@@ -1,4 +1,4 @@
-"""Wire contract of definitions: apps, workflows and their versions. These names are stored; renaming one is a migration."""
+"""Wire contract of definitions and their versions. These names are stored; renaming one is a migration."""
 
 from __future__ import annotations
 

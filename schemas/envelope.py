@@ -90,7 +90,7 @@ def _number(values: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def decode_headers(headers: Iterable[tuple[str, bytes]]) -> Envelope:
+def decode_headers(headers: Iterable[tuple[str, bytes | None]]) -> Envelope:
     """The envelope of a record; headers that are not ours (`reply_to` among them) are ignored.
 
     Raises Malformed when a header of ours is missing, not UTF-8, too long or of the wrong form.
@@ -99,9 +99,7 @@ def decode_headers(headers: Iterable[tuple[str, bytes]]) -> Envelope:
     for name, value in headers:
         if name.startswith("ce_") or name == "traceparent":
             if value is None or len(value) > HEADER_BYTES_MAX:
-                raise Malformed(
-                    "malformed_header", f"{name} is empty or longer than {HEADER_BYTES_MAX} bytes"
-                )
+                raise Malformed("malformed_header", f"{name} is empty or longer than {HEADER_BYTES_MAX} bytes")
             try:
                 text = value.decode()
             except UnicodeDecodeError:
