@@ -23,6 +23,7 @@ from schemas.topics import COMMANDS, partition_of
 log = logging.getLogger("agent_platform.steps")
 
 DATABASE_ERRORS = DRIVER_ERRORS
+STORE_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)
 ProgramById = Callable[[str], Awaitable[Program]]
 
 
@@ -65,15 +66,17 @@ class Executor:
                     await asyncio.wait_for(self._hinted.wait(), self._poll_seconds)
 
     async def _claim(self, kind: str, count: int) -> int:
+        before = time.monotonic()
         claimed = await self._leases.claim(kind, count)
         for row, run in claimed:
-            await self._start(row, run)
+            await self._start(row, run, before)
         return len(claimed)
 
-    async def _start(self, row: NodeRun, run: RunOf) -> None:
+    async def _start(self, row: NodeRun, run: RunOf, leased_at: float) -> None:
         program = await self._program(run.version_id)
         self._pool.take(row.kind)
-        self._pool.start(row, program.nodes[program.by_id[row.node_id]], run.traceparent, run.correlation_id)
+        node = program.nodes[program.by_id[row.node_id]]
+        self._pool.start(row, node, run.traceparent, run.correlation_id, leased_at)
 
     async def deliver(self, result: Result) -> None:
         """Store an answer and send it; what comes together is stored together."""
@@ -86,14 +89,21 @@ class Executor:
     async def _store(self) -> None:
         while self._finished:
             batch, self._finished = self._finished, []
-            results = [result for result, _ in batch]
-            try:
-                await self._store_batch(results)
-            except (*DATABASE_ERRORS, SendFailed) as error:
-                log.warning("answers of %d steps could not be stored or sent: %s", len(batch), error)
+            await self._store_patiently([result for result, _ in batch])
             for _, future in batch:
                 if not future.done():
                     future.set_result(None)
+
+    async def _store_patiently(self, results: Sequence[Result]) -> None:
+        """Try for about as long as a lease lasts: an answer that is dropped means that its effect is repeated."""
+        for pause in (*STORE_PAUSES_SECONDS, None):
+            try:
+                await self._store_batch(results)
+                return
+            except (*DATABASE_ERRORS, SendFailed) as error:
+                log.warning("answers of %d steps could not be stored or sent: %s", len(results), error)
+            if pause is not None:
+                await asyncio.sleep(pause)
 
     async def _store_batch(self, results: Sequence[Result]) -> None:
         accepted = await self._leases.finish([

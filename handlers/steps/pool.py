@@ -75,6 +75,7 @@ class StepPool:
         self._now = now
         self._room = {kind: count for kind, count in capacity.items() if kind in performers}
         self._closed = False
+        self._leased_at: dict[str, float] = {}
         self.held: dict[str, Held] = {}
 
     def room(self, kind: str) -> int:
@@ -89,6 +90,7 @@ class StepPool:
         if self.room(row.kind) <= 0:
             return None
         self._room[row.kind] -= 1
+        self._leased_at[row.id] = time.monotonic()
         deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
         return changed(
             row, leased_by=self.owner, lease_until=at + self.lease_seconds, started_at=at, deadline_at=deadline
@@ -101,11 +103,17 @@ class StepPool:
     def give_back(self, row: NodeRun) -> None:
         """A lease that was not committed."""
         self._room[row.kind] += 1
+        self._leased_at.pop(row.id, None)
 
-    def start(self, row: NodeRun, node: Node, traceparent: str, correlation_id: str) -> None:
-        """Execute a step whose lease is committed."""
-        now = time.monotonic()
-        held = Held(row, node, traceparent, correlation_id, now + self.lease_seconds - 0.5, now)
+    def start(
+        self, row: NodeRun, node: Node, traceparent: str, correlation_id: str, leased_at: float | None = None
+    ) -> None:
+        """Execute a step whose lease is committed.
+
+        `leased_at`: by our monotonic clock, before the lease began; unless `lease` made it, which knows.
+        """
+        since = self._leased_at.pop(row.id) if leased_at is None else leased_at
+        held = Held(row, node, traceparent, correlation_id, since + self.lease_seconds - 0.5, since)
         self.held[row.id] = held
         held.task = asyncio.ensure_future(self._execute(held))
 
@@ -137,6 +145,9 @@ class StepPool:
         row = held.row
         started_at = self._now()
         try:
+            if time.monotonic() >= held.until:  # We stood still since: somebody else may be executing it.
+                log.warning("the lease of step %s ran out before its start", row.id)
+                return
             command = await self._answer(held, started_at)
             if time.monotonic() < held.until:
                 await self.deliver(self.result(held, command))
