@@ -222,7 +222,7 @@ class Progress:
             route=route,
             error=error,
             sink=going and not taken,
-            compensable=node.compensation is not None and self.run.compensates,
+            compensable=node.compensation is not None,
             marks=resolution.marks,
             **self._said(row, said),
         )
@@ -245,7 +245,7 @@ class Progress:
         """An attempt fails: retry, else an edge labelled `failed`, else on_error, else the run fails."""
         compensation = row is not None and "/" in row.path
         going = self.run.status in GOING
-        if error.retryable and (going or compensation):
+        if error.retryable and (going or (compensation and self.run.compensates)):
             attempt = row.attempt if row else 1
             if attempt < (node.config.retry_policy or _DEFAULT_RETRY).max_attempts:
                 yield from self._retry(node, iteration, row, attempt, error, said)
@@ -256,7 +256,7 @@ class Progress:
         if compensation or not going:
             lost = error.code == "lease_lost" and not compensation
             if lost or node.config.on_error == "fail" or (self._handles(node) and not compensation):
-                compensable = lost and node.compensation is not None and self.run.compensates
+                compensable = lost and node.compensation is not None
                 yield wire.NodeFailed(**ending, compensable=compensable)
             else:
                 yield from self.completed(node, iteration, row, _default_output(node), text, error=failure, said=said)
@@ -359,9 +359,9 @@ class Progress:
         yield from self.unwind()
 
     def withdraw(self) -> Iterator[Decision]:
-        """Cancel every node run that nobody executes right now."""
+        """Cancel every node run that nobody executes right now, but no compensation that is still wanted."""
         for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
-            if row.leased_by is None:
+            if row.leased_by is None and not ("/" in row.path and self.run.compensates):
                 yield wire.NodeCancelled(node_run_id=row.id)
 
     def unwind(self) -> Iterator[Decision]:

@@ -568,14 +568,7 @@ def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
             first = event.node_run_id if event.compensable else None
             return changed(run, status="failing", error=event.error.model_dump(), compensate_first=first)
         case wire.RunCancelling():
-            return changed(
-                run,
-                status="cancelling",
-                compensable=run.compensable if event.compensate else None,
-                lost=run.lost if event.compensate else None,
-                compensate_first=None,
-                compensates=event.compensate,
-            )
+            return changed(run, status="cancelling", compensates=event.compensate)
         case wire.RunCompleted():
             return changed(
                 run,

@@ -115,6 +115,7 @@ class Spec:
         self.compensate = False
         self.compensations: list[NodeRun] | None = None
         self.dropped = False
+        self.begun: list[NodeRun] = []  # When compensating was called off this may have been in flight.
         self.compensated = 0
         self.compensation_failed = False
         self.over = False
@@ -282,11 +283,13 @@ class Spec:
 
     def _queue(self) -> list[NodeRun]:
         """The node runs still to be compensated, in order."""
+        if self.dropped:
+            return self.begun
         if self.compensations is not None:
             return self.compensations
         if self.ending == "cancelling" and not self.compensate:
             return []
-        first = [self.failed_run] if self.ending == "failing" and self.failed_run else []
+        first = [self.failed_run] if self.failed_run else []
         order = [*first, *reversed(self.lost), *(run for run, _ in reversed(self.completed))]
         return [run for run in order if self.graph.config[run.node].get("compensation_node_id")]
 
@@ -462,8 +465,9 @@ class Spec:
             self.boundary = self.now if self.now else self.boundary
             self._withdraw("cancelling")
         else:
-            self.ending = "cancelling"
+            self.begun = self._queue()[:1]
             self.dropped = not seen.compensate
+            self.ending = "cancelling"
         self.compensate = seen.compensate
 
     def _withdraw(self, ending: Literal["failing", "cancelling"]) -> None:

@@ -11,6 +11,7 @@ import orjson
 
 from bus.decider import Recorded
 from bus.plan import event_record
+from bus.store import Out
 from infra.db import TableSpec
 from projections import catalog as catalog_rows
 from projections import runtime as runtime_rows
@@ -34,8 +35,11 @@ def violations(world: World) -> list[str]:
     found: list[str] = []
     for rule in (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds):
         found += [f"{rule.__name__[1:]}: {problem}" for problem in rule(world, histories)]
-    for run_id, started in world.started.items():
+    for run_id, started in world.clients.started.items():
         history = histories.get(run_id, [])
+        if started.poisoned:
+            found += _poisoned_end(history)
+            continue
         differences = check(
             started.scenario.dsl,
             started.scenario.inputs,
@@ -45,6 +49,14 @@ def violations(world: World) -> list[str]:
         )
         found += [f"interpreter: run {run_id}: {difference}" for difference in differences[:3]]
     return found
+
+
+def _poisoned_end(history: list[Recorded]) -> list[str]:
+    """A run one of whose messages is a dead letter does not wait for it for ever."""
+    match history[-1].event if history else None:
+        case wire.RunFailed(error=error) if error.code == "internal_error":
+            return []
+    return [f"poison: a run ended with {history[-1:]}"]
 
 
 def _histories(world: World) -> Histories:
@@ -57,8 +69,23 @@ def _histories(world: World) -> Histories:
 
 
 def _letters(world: World, histories: Histories) -> Iterator[str]:
+    """I12: what was bad is a dead letter once, and nothing else is one."""
+    junk = set()
     for letter in world.database.letters.values():
-        yield f"{letter.type} {letter.key}: {letter.code} {letter.detail}"
+        if letter.code != "poison":
+            junk.add((letter.partition, letter.offset))
+        if letter.code == "internal_error" or (letter.code == "poison" and letter.message_id not in _refused(world)):
+            yield f"{letter.type} {letter.key}: {letter.code} {letter.detail}"
+    if junk != world.clients.junk:
+        yield f"dead letters of {sorted(junk)}, bad were {sorted(world.clients.junk)}"
+    dead = {letter.message_id for letter in world.database.letters.values()}
+    for request in world.clients.requests:
+        if request.id in _refused(world) and request.id not in dead:
+            yield f"{request.command} was refused by the database and is no dead letter"
+
+
+def _refused(world: World) -> set[str]:
+    return world.database.refused
 
 
 def _sequences(world: World, histories: Histories) -> Iterator[str]:
@@ -91,22 +118,27 @@ def _outbox(world: World, histories: Histories) -> Iterator[str]:
     """I6: whatever a lane made has reached its topic, first occurrences in the lane's order."""
     places: dict[tuple[str, bytes], int] = {}
     for place, out in enumerate(world.log.topic(COMMANDS)):
-        places.setdefault((out.key, dict(out.headers)["ce_id"]), place)
+        places.setdefault(_name(out), place)
     last: dict[tuple[int, int], int] = {}
+    seen: set[tuple[str, bytes]] = set()
     for out in sorted(world.database.made, key=lambda out: (out.lane, out.position)):
-        if out.topic != COMMANDS:
-            continue
-        place = places.get((out.key, dict(out.headers)["ce_id"]))
-        if place is None:
+        if out.topic != COMMANDS or _name(out) in seen:
+            continue  # Seen: the same follow-up of a message that came twice.
+        seen.add(_name(out))
+        if _name(out) not in places:
             yield f"lane {out.lane} position {out.position} never reached {out.topic}"
-        elif place < last.get((out.lane, out.partition), -1):
+        elif places[_name(out)] < last.get((out.lane, out.partition), -1):
             yield f"lane {out.lane} position {out.position} came out of order"
         else:
-            last[out.lane, out.partition] = place
+            last[out.lane, out.partition] = places[_name(out)]
     for lane, position in world.database.outbox:
         owner = world.assignment[lane].kernel.lanes.get(lane)
         if owner is None or position > owner.sent:
             yield f"the outbox still holds lane {lane} position {position}"
+
+
+def _name(out: Out) -> tuple[str, bytes]:
+    return out.key, dict(out.headers)["ce_id"]
 
 
 def _outcomes(world: World, histories: Histories) -> Iterator[str]:
@@ -115,13 +147,14 @@ def _outcomes(world: World, histories: Histories) -> Iterator[str]:
     for history in histories.values():
         for each in history:
             effects[each.causation_id].append(each.event.type)
-    for request in world.requests:
+    for request in world.clients.requests:
         outcome = world.database.outcomes.get(request.id)
         made = effects[request.id]
-        if outcome is None or outcome.status not in ("succeeded", "rejected"):
+        expected = ("failed",) if request.id in world.database.refused else ("succeeded", "rejected")
+        if outcome is None or outcome.status not in expected:
             yield f"{request.command} has outcome {outcome}"
-        elif outcome.status == "rejected":
-            if made or not isinstance(request.command, wire.CancelRun):
+        elif outcome.status != "succeeded":
+            if made or isinstance(request.command, wire.CreateRun | catalog_wire.CreateVersion):
                 yield f"{request.command} was rejected ({outcome.body!r}) and made {made}"
         elif not _made_once(request.command, made):
             yield f"{request.command} succeeded and made {made}"
@@ -133,6 +166,8 @@ def _made_once(command: object, made: list[str]) -> bool:
             return made.count("runtime.run_created") == 1
         case wire.CancelRun():
             return made.count("runtime.run_cancelling") <= 1
+        case wire.ExecuteRun() | wire.ExecuteNode():
+            return True
         case catalog_wire.CreateDefinition():
             return made == ["catalog.definition_created"]
         case catalog_wire.CreateVersion():
@@ -151,7 +186,7 @@ def _replies(world: World, histories: Histories) -> Iterator[str]:
 
 def _ends(world: World, histories: Histories) -> Iterator[str]:
     """I2: one terminal event per run, at its end, and one end per node run."""
-    for run_id in world.started:
+    for run_id in world.clients.started:
         events = [each.event for each in histories.get(run_id, [])]
         terminal = [event.type for event in events if isinstance(event, wire.TERMINAL_EVENTS)]
         if len(terminal) != 1 or not isinstance(events[-1], wire.TERMINAL_EVENTS):
@@ -167,14 +202,14 @@ def _ends(world: World, histories: Histories) -> Iterator[str]:
         if row.status not in wire.NODE_ENDED and run is not None and run.status in wire.RUN_ENDED:
             yield f"run {row.run_id} is {run.status}, its {row.path} {row.iteration} is {row.status}"
     for each in (record for history in histories.values() for record in history):
-        started = world.started.get(each.aggregate_id)
+        started = world.clients.started.get(each.aggregate_id)
         if started is not None and each.tenant_id != started.tenant_id:
             yield f"an event of {each.aggregate_id} bears tenant {each.tenant_id}"
 
 
 def _tokens(world: World, histories: Histories) -> Iterator[str]:
     """I7: who answered held the latest lease. An answer's worker is `<name>:<token>`."""
-    for run_id in world.started:
+    for run_id in world.clients.started:
         latest: dict[str, int] = {}
         for each in histories.get(run_id, []):
             event = each.event

@@ -54,7 +54,8 @@ class LaneRow:
 class MemoryDatabase:
     """What Postgres holds. Transactions buffer their writes, lock lanes, and apply all or nothing.
 
-    `made` keeps every outbox row that was ever committed; `fence` false turns that defence off.
+    `made` keeps every outbox row that was ever committed; `fence` false turns that defence off; `refused` are
+    messages whose events it refuses, as Postgres refuses a value it cannot hold.
     """
 
     def __init__(self, lanes: Iterable[int], specs: Iterable[TableSpec], clock: Callable[[], float]) -> None:
@@ -71,6 +72,7 @@ class MemoryDatabase:
         self.letters: dict[str, DeadLetter] = {}
         self.clock = clock
         self.fence = True
+        self.refused: set[str] = set()
         self.committed: Callable[[Writes], None] = lambda writes: None
 
     def check(self, advances: Sequence[Advance]) -> None:
@@ -83,8 +85,7 @@ class MemoryDatabase:
             raise Fenced(lost)
 
     def apply(self, writes: Writes) -> None:
-        """Everything or nothing. Raises Poison for a key that is there already."""
-        self.refuse_existing(writes)
+        """Everything that `refuse_existing` has let pass."""
         for name, rows in writes.inserts.items():
             self.tables[name].update((row.id, row) for row in rows)
         for name, rows in writes.updates.items():
@@ -97,7 +98,8 @@ class MemoryDatabase:
         for timer in writes.timers:
             self.timers.setdefault(timer.id, (self.clock() + timer.seconds, timer))
         for outcome in writes.outcomes:
-            self.outcomes[outcome.command_id] = outcome
+            if outcome.command_id in self.outcomes:  # Where it was reserved, as an update finds it.
+                self.outcomes[outcome.command_id] = outcome
         for letter in writes.dead_letters:
             self.letters[letter.id] = letter
         for a in writes.advances:
@@ -113,11 +115,14 @@ class MemoryDatabase:
         return [(id, out) for _, id, out in sorted(found, key=lambda each: each[:2])]
 
     def refuse_existing(self, writes: Writes) -> None:
+        """Raises Poison for a key that is there already, and for what is `refused`."""
         for name, rows in writes.inserts.items():
             for row in rows:
                 if row.id in self.tables[name]:
                     raise Poison(f"23505: {name} {row.id} exists")
         for logged in writes.events:
+            if logged.recorded.causation_id in self.refused:
+                raise Poison("22P05: a value cannot be stored")
             if (logged.recorded.aggregate_id, logged.recorded.seq) in self.events:
                 raise Poison(f"23505: event {logged.recorded.aggregate_id}/{logged.recorded.seq} exists")
         for out in writes.outbox:
@@ -281,10 +286,12 @@ class MemoryUnit:
         if self._terminated:
             raise Unknown("the connection was lost while committing")
         if self.writes is not None:
-            self._database.apply(self.writes)
+            self._database.refuse_existing(self.writes)
         self._database.inbox |= self.inbox
         for outcome in self.outcomes:
             self._database.outcomes.setdefault(outcome.command_id, outcome)
+        if self.writes is not None:
+            self._database.apply(self.writes)
         for id in self.timers:
             del self._database.timers[id]
         self.end()

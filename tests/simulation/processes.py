@@ -111,7 +111,10 @@ class Process:
             if not silent and not world.renew(row, self.name) and world.chance.random() < 0.5:
                 return
         command = self._answer(row)
-        await self.tell(row, command, world.command(command, row, f"result:{row.lease_token}"))
+        out = world.command(command, row, f"result:{row.lease_token}")
+        if world.clients.started[row.run_id].poisoned:
+            world.database.refused.add(decode_headers(out.headers).id)
+        await self.tell(row, command, out)
 
     async def tell(self, row: NodeRun, command: Command, out: Out) -> None:
         """Store the answer with the lease, and send it; if that is lost, the sweep of its lane sends it again."""

@@ -8,7 +8,7 @@ import sys
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from bus.kernel import Defences
@@ -18,14 +18,13 @@ from handlers.programs import Programs
 from projections import catalog as catalog_rows
 from projections import runtime as runtime_rows
 from projections.runtime import NodeRun
-from schemas import catalog as catalog_wire
 from schemas import runtime as wire
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive
 from schemas.topics import COMMANDS, partition_of
 from tests.simulation import fake_time
+from tests.simulation.clients import Clients
 from tests.simulation.faults import Faults, Rates
-from tests.simulation.generator import Scenario, generate
 from tests.simulation.interpreter import Effects
 from tests.simulation.memory import MemoryDatabase, MemoryLog
 from tests.simulation.processes import (
@@ -42,27 +41,6 @@ LANES = 4
 CHAOS_SECONDS = 40.0
 HEAL_SECONDS_MAX = 400.0
 NODE_ENDED = (wire.NodeCompleted, wire.NodeFailed, wire.NodeSkipped, wire.NodeCancelled)
-
-
-@dataclass
-class Request:
-    """A command from outside, as often as it is sent."""
-
-    id: str
-    key: str
-    tenant_id: str
-    command: Command
-    out: Out
-
-
-@dataclass
-class Started:
-    """A run that the simulation wanted: what it is made of, and how it shall end."""
-
-    id: str
-    tenant_id: str
-    scenario: Scenario
-    ends: int = 0
 
 
 @dataclass
@@ -85,8 +63,7 @@ class World:
         self.speed = self.chance.choice([0.002, 0.01, 0.05])
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self.requests: list[Request] = []
-        self.started: dict[str, Started] = {}
+        self.clients = Clients(self)
         self.members: list[Worker] = []
         self.assignment: dict[int, Worker] = {}
         self.answers: dict[bytes, Out] = {}
@@ -113,7 +90,7 @@ class World:
         return self.chance.choice((0.0, 0.1, 1.0, 3.0)) * self.chance.random()
 
     def effects(self, run_id: str) -> Effects:
-        return self.started[run_id].scenario.effects
+        return self.clients.started[run_id].scenario.effects
 
     def new_id(self) -> str:
         return str(uuid.UUID(int=self.chance.getrandbits(128), version=4))
@@ -249,56 +226,6 @@ class World:
             if alive and self.faults.strikes("rebalance"):
                 self._assign(self.chance.randrange(LANES), self.chance.choice(alive))
 
-    # What comes from outside.
-
-    async def ask(self, command: Command, tenant_id: str) -> Request:
-        """Send a command until its outcome is known, as a client with an idempotency key does."""
-        id = self.new_id()
-        key = command.aggregate_id(tenant_id, id)
-        fingerprint = f"{len(self.requests):064x}"
-        envelope = Envelope(id, command.type, tenant_id, subject=key, fingerprint=fingerprint, reply_partition=0)
-        out = self.record(command, envelope)
-        request = Request(id, key, tenant_id, command, out)
-        self.requests.append(request)
-        while True:
-            for _ in range(2 if self.faults.strikes("repeated_request") else 1):
-                self.log.append(out)
-            deadline = self.now() + 5
-            while self.now() < deadline:
-                if id in self.database.outcomes:
-                    return request
-                await asyncio.sleep(0.05)
-
-    async def _play(self, number: int) -> None:
-        """One workflow: define it, publish it, run it, perhaps cancel the run."""
-        tenant_id = f"tenant-{number % 2}"
-        scenario = generate(self.seed * 1_000 + number)
-        code = f"workflow-{number}"
-        await asyncio.sleep(self.chance.uniform(0, 3))
-        await self.ask(catalog_wire.CreateDefinition(kind="workflow", code=code, name=code), tenant_id)
-        definition = catalog_wire.definition_id(tenant_id, "workflow", code)
-        await self.ask(
-            catalog_wire.CreateVersion(
-                definition_id=definition, kind="workflow", spec=scenario.dsl, status="published"
-            ),
-            tenant_id,
-        )
-        run_id = self.new_id()
-        started = self.started[run_id] = Started(run_id, tenant_id, scenario)
-        await self.ask(wire.CreateRun(run_id=run_id, workflow_id=definition, inputs=scenario.inputs), tenant_id)
-        if scenario.cancel is not None:
-            await self._cancel_in_time(started)
-
-    async def _cancel_in_time(self, started: Started) -> None:
-        cancel = started.scenario.cancel
-        assert cancel is not None
-        while started.ends < started.scenario.cancel_after_ends and not self.ended(started.id):
-            await asyncio.sleep(0.02)
-        if self.ended(started.id):
-            return
-        force = self.chance.random() < 0.3
-        await self.ask(wire.CancelRun(run_id=started.id, compensate=cancel.compensate, force=force), started.tenant_id)
-
     def ended(self, run_id: str) -> bool:
         run = self.database.tables["run"].get(run_id)
         return run is not None and run.status in wire.RUN_ENDED
@@ -306,7 +233,7 @@ class World:
     def _on_commit(self, writes: Writes) -> None:
         for logged in writes.events:
             if isinstance(logged.recorded.event, NODE_ENDED):
-                self.started[logged.recorded.aggregate_id].ends += 1
+                self.clients.started[logged.recorded.aggregate_id].ends += 1
         self.step_made.set()
 
     def _on_append(self, out: Out) -> None:
@@ -328,7 +255,9 @@ class World:
         self.start(Executor)
         parts = [self._sweep(), self._rebalance()]
         background = [asyncio.ensure_future(part) for part in parts]
-        plays = [asyncio.ensure_future(self._play(number)) for number in range(self.runs)]
+        coming = [self.clients.play(number) for number in range(self.runs)]
+        coming += [self.clients.poison(), self.clients.rubbish()] if self.chance.random() < 0.2 else []
+        plays = [asyncio.ensure_future(each) for each in coming]
         await self._until(lambda: self._done(plays), CHAOS_SECONDS)
         self.faults.on = False
         self.note("the faults stop")
@@ -348,8 +277,8 @@ class World:
             await asyncio.sleep(0.2)
         return True
 
-    def _done(self, plays: list[asyncio.Future[None]]) -> bool:
-        return all(play.done() for play in plays) and all(map(self.ended, self.started))
+    def _done(self, plays: Sequence[asyncio.Future[None]]) -> bool:
+        return all(play.done() for play in plays) and all(map(self.ended, self.clients.started))
 
     def _quiet(self) -> bool:
         """Every record is handled, everything made is sent."""
