@@ -100,8 +100,8 @@ class Executor:
             try:
                 await self._store_batch(results)
                 return
-            except (*DATABASE_ERRORS, SendFailed) as error:
-                log.warning("answers of %d steps could not be stored or sent: %s", len(results), error)
+            except DATABASE_ERRORS as error:
+                log.warning("answers of %d steps could not be stored: %s", len(results), error)
             if pause is not None:
                 await asyncio.sleep(pause)
 
@@ -109,7 +109,14 @@ class Executor:
         accepted = await self._leases.finish([
             (result.row.id, result.row.lease_token, _stored(result)) for result in results
         ])  # fmt: skip
-        await self._log.publish([result.out for result in results if result.row.id in accepted])
+        outs = [result.out for result in results if result.row.id in accepted]
+        if outs:
+            self._log.enqueue(outs).add_done_callback(_noted)
+
+
+def _noted(sending: asyncio.Future[None]) -> None:
+    if not sending.cancelled() and sending.exception() is not None:
+        log.warning("answers were stored and not sent, their lanes will find them: %s", sending.exception())
 
 
 def _stored(result: Result) -> bytes:
