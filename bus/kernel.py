@@ -276,39 +276,89 @@ class Kernel:
             self._stop(self.lanes[record.lane], f"offset {record.offset} cannot even be a dead letter: {refused}")
 
     async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
+        """Handle a batch in one transaction: at once if memory suffices and nothing is a repeat, else step by step."""
+        if poison is None:
+            plan = self._plan(batch, None)
+            plan.optimistic = self._defences.inbox
+            try:
+                if await self._at_once(plan, batch):
+                    self._committed(plan)
+                    return
+            except Poison as refused:
+                self._undo(plan)
+                if not plan.writes.inbox and not plan.writes.new_outcomes:
+                    raise
+                log.debug("handled step by step, since something is there already: %s", refused)
+            except BaseException:
+                self._undo(plan)
+                raise
+            else:
+                self._undo(plan)
+        plan = self._plan(batch, poison)
+        try:
+            await self._step_by_step(plan, batch)
+        except BaseException:
+            self._undo(plan)
+            raise
+        self._committed(plan)
+
+    def _plan(self, batch: list[Incoming], poison: str | None) -> Plan:
         plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
         plan.facts = dict(self._facts)
         plan.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
         plan.lanes = {id: self.lanes[id] for id in {record.lane for record in batch} if id in self.lanes}
         self._started = []
+        return plan
+
+    def _undo(self, plan: Plan) -> None:
+        for row, _ in self._started:
+            cast(Steps, self._steps).give_back(row)
+        self._started = []
+        for lane_id, aggregate_id in plan.touched:
+            plan.lanes[lane_id].forget(aggregate_id)
+
+    async def _at_once(self, plan: Plan, batch: list[Incoming]) -> bool:
+        """One statement: decide from memory, taking what is not a repeat and does not exist for granted.
+
+        False if memory does not suffice. The inbox, the outcomes and the primary keys refuse what was taken for
+        granted wrongly: then Poison is raised and nothing is written.
+        """
+        accepted = self._accept(plan, batch)
+        keys = [(each.envelope.id, each.envelope.redrive) for each in accepted if self._must_admit(each)]
+        if len(set(keys)) < len(keys) or any(redrive for _, redrive in keys):
+            return False
+        if keys and not plan.optimistic:
+            return False
         try:
-            accepted = self._accept(plan, batch)
-            admitting = [each for each in accepted if self._must_admit(each)]
-            pending = accepted
-            if not admitting:
-                pending, _ = self._fold(plan, accepted)
-            if pending or admitting:
-                async with self.store.unit() as unit:
-                    await unit.lock([_standing(lane) for lane in plan.lanes.values()])
-                    if admitting:
-                        pending = await self._admit(plan, unit, pending, admitting)
-                    while pending:
-                        pending, missing = self._fold(plan, pending)
-                        if missing:
-                            await self._load(plan, unit, missing)
-                    self._finish(plan)
-                    await unit.save(plan.writes)
-            elif plan.made:
-                self._finish(plan)
-                await self.store.write(plan.writes)
-        except BaseException:
-            for row, _ in self._started:
-                cast(Steps, self._steps).give_back(row)
-            for lane_id, aggregate_id in plan.touched:
-                plan.lanes[lane_id].forget(aggregate_id)
-            raise
-        self._committed(plan)
+            for each in accepted:
+                self._decide(plan, each)
+        except Missing:
+            return False
+        plan.writes.inbox = [
+            (each.envelope.id, 0, plan.at) for each in accepted if self._must_admit(each) and not each.external
+        ]
+        if plan.made:
+            self._finish(plan)
+            await self.store.write(plan.writes)
+        return True
+
+    async def _step_by_step(self, plan: Plan, batch: list[Incoming]) -> None:
+        """Lock the lanes, drop repeats, load what decisions lack, decide again, save."""
+        pending = self._accept(plan, batch)
+        admitting = [each for each in pending if self._must_admit(each)]
+        if not pending and not plan.made:
+            return
+        async with self.store.unit() as unit:
+            await unit.lock([_standing(lane) for lane in plan.lanes.values()])
+            if admitting:
+                pending = await self._admit(plan, unit, pending, admitting)
+            while pending:
+                pending, missing = self._fold(plan, pending)
+                if missing:
+                    await self._load(plan, unit, missing)
+            self._finish(plan)
+            await unit.save(plan.writes)
 
     # --- decoding --------------------------------------------------------------------------------------------
 
@@ -344,7 +394,7 @@ class Kernel:
                     continue
                 self._bury(plan, lane, record, error.code, error.detail)
             plan.advance(lane, record.offset)
-            lane.handled += 1
+            plan.handled[lane.id] = plan.handled.get(lane.id, 0) + 1
         return accepted
 
     def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
@@ -386,12 +436,19 @@ class Kernel:
         """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
         letter = letter_of(record, lane.id, code, detail, plan.at)
         plan.bury(lane, letter)
-        lane.died += 1
+        plan.died[lane.id] = plan.died.get(lane.id, 0) + 1
         log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
-        limits = self.limits
-        enough = lane.handled >= limits.dead_window_records
-        if not lane.ingress and enough and lane.died > limits.dead_ratio * lane.handled:
-            self._stop(lane, f"{lane.died} of {lane.handled} records died")
+
+    def _count(self, plan: Plan) -> None:
+        """A lane of commands on which too many records die has met something that needs a person."""
+        for lane_id, handled in plan.handled.items():
+            plan.lanes[lane_id].handled += handled
+        for lane_id, died in plan.died.items():
+            lane = plan.lanes[lane_id]
+            lane.died += died
+            enough = lane.handled >= self.limits.dead_window_records
+            if not lane.ingress and enough and lane.died > self.limits.dead_ratio * lane.handled:
+                self._stop(lane, f"{lane.died} of {lane.handled} records died")
 
     # --- deciding --------------------------------------------------------------------------------------------
 
@@ -473,6 +530,9 @@ class Kernel:
             accepted.lane.id,
         )
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
+        if plan.optimistic and command.creates and not aggregate.rows:
+            aggregate.whole = True  # Taken for granted: its first row is inserted, or refused.
+            plan.touched.add((accepted.lane.id, accepted.aggregate_id))
         view = View(aggregate, plan.facts, self._specs, plan.held, self.owner)
         if plan.poison is not None:
             self._defect(plan, accepted, domain, meta, "poison", plan.poison)
@@ -575,6 +635,7 @@ class Kernel:
         plan.finish()
 
     def _committed(self, plan: Plan) -> None:
+        self._count(plan)
         if not plan.writes.advances:
             return
         plan.committed()

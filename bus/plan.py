@@ -110,6 +110,9 @@ class Plan:
         self._specs = specs
         self._reactions = reactions
         self.at = at
+        self.optimistic = False
+        self.handled: dict[int, int] = {}
+        self.died: dict[int, int] = {}
         self.writes = Writes()
         self.replies: list[Out] = []
         self.lanes: dict[int, Lane] = {}
@@ -247,7 +250,7 @@ class Plan:
         """The outcome of a command from outside: stored with the batch, and told to who waits."""
         envelope = accepted.envelope
         outcome = Outcome(envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at)
-        self.writes.outcomes.append(outcome)
+        (self.writes.new_outcomes if self.optimistic else self.writes.outcomes).append(outcome)
         self.reply(accepted, status, body)
 
     def reply(self, accepted: Accepted, status: str, body: bytes) -> None:

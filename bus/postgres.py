@@ -238,6 +238,21 @@ _OUTCOMES = _Part(
     4,
     _outcome_arrays,
 )
+_INBOX = _Part(
+    ", inbox_rows AS (INSERT INTO inbox (message_id, redrive, at) SELECT * FROM "
+    + _unnest("uuid int2 float8".split())
+    + ")",
+    3,
+    lambda rows: _tuple_arrays(sorted(rows)),
+)
+_NEW_OUTCOMES = _Part(
+    ", new_outcomes AS (INSERT INTO command_outcome (command_id, tenant_id, type, fingerprint, status, body, created_at)"
+    " SELECT * FROM " + _unnest("uuid text text text text bytea float8".split()) + ")",
+    7,
+    lambda outcomes: _tuple_arrays(
+        sorted((o.command_id, o.tenant_id, o.type, o.fingerprint, o.status, o.body, o.at) for o in outcomes)
+    ),
+)
 _DEAD_LETTERS = _Part(
     ', letters AS (INSERT INTO dead_letter (id, tenant_id, topic, partition, "offset", type, key, message_id, code,'
     " detail, headers, body, body_bytes, body_sha256, at, status, redrives) SELECT u.*, 'dead', 0 FROM "
@@ -306,6 +321,8 @@ class Statements:
             ("events", _EVENTS, writes.events),
             ("outbox", _OUTBOX, writes.outbox),
             ("timers", _TIMERS, writes.timers),
+            ("inbox", _INBOX, writes.inbox),
+            ("new outcomes", _NEW_OUTCOMES, writes.new_outcomes),
             ("outcomes", _OUTCOMES, writes.outcomes),
             ("letters", _DEAD_LETTERS, writes.dead_letters),
         ):

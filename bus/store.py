@@ -138,7 +138,11 @@ class Advance:
 
 @dataclass(slots=True)
 class Writes:
-    """What one transaction writes. Rows are sorted by id when written, so that no two deadlock."""
+    """What one transaction writes. Rows are sorted by id when written, so that no two deadlock.
+
+    `outcomes` were reserved by `admit` in the same transaction; `inbox` and `new_outcomes` were not: one that is
+    there already makes the store refuse everything (Poison).
+    """
 
     advances: list[Advance] = field(default_factory=list)
     inserts: dict[str, list[Any]] = field(default_factory=dict)
@@ -147,6 +151,7 @@ class Writes:
     outbox: list[Out] = field(default_factory=list)
     timers: list[Timer] = field(default_factory=list)
     inbox: list[tuple[str, int, float]] = field(default_factory=list)
+    new_outcomes: list[Outcome] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     trim: bool = False

@@ -53,5 +53,11 @@ class Retention:
             try:
                 async with self._pool.acquire() as connection:
                     await forget_old(connection)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 log.warning("old rows stay a little longer: %s", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -17,6 +17,7 @@ class CreateApiKey(Command):
     """`secret_sha256` is the hash of the whole key; the key itself never travels on the bus."""
 
     type: Literal["access.create_api_key"] = "access.create_api_key"
+    creates: ClassVar[bool] = True
     api_key_id: Id
     name: Name
     scopes: tuple[Scope, ...] = ()

@@ -18,6 +18,7 @@ def definition_id(tenant_id: str, kind: Kind, code: str, app_id: str | None = No
 
 class CreateDefinition(Command):
     type: Literal["catalog.create_definition"] = "catalog.create_definition"
+    creates: ClassVar[bool] = True
     public: ClassVar[bool] = True
     kind: Kind
     code: Code

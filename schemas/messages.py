@@ -74,11 +74,13 @@ class Message(BaseModel):
 class Command(Message):
     """A wish, imperative, addressed to one aggregate.
 
-    `public`: outside publishers may send it. `compare_and_set`: the decision itself refuses a repeat
-    (a lease token, a status), so no inbox row is kept for it.
+    `public`: outside publishers may send it. `creates`: the aggregate usually does not exist yet.
+    `compare_and_set`: the decision itself refuses a repeat (a lease token, a status), so no inbox row is kept
+    for it.
     """
 
     public: ClassVar[bool] = False
+    creates: ClassVar[bool] = False
     compare_and_set: ClassVar[bool] = False
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:

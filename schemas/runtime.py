@@ -66,6 +66,7 @@ class CreateRun(Command):
     """
 
     type: Literal["runtime.create_run"] = "runtime.create_run"
+    creates: ClassVar[bool] = True
     public: ClassVar[bool] = True
     run_id: Id | None = None
     workflow_id: Id | None = None

@@ -97,6 +97,8 @@ class MemoryDatabase:
         self.made.extend(writes.outbox)
         for timer in writes.timers:
             self.timers.setdefault(timer.id, (self.clock() + timer.seconds, timer))
+        self.inbox |= {(id, redrive) for id, redrive, _ in writes.inbox}
+        self.outcomes.update((outcome.command_id, outcome) for outcome in writes.new_outcomes)
         for outcome in writes.outcomes:
             if outcome.command_id in self.outcomes:  # Where it was reserved, as an update finds it.
                 self.outcomes[outcome.command_id] = outcome
@@ -116,6 +118,12 @@ class MemoryDatabase:
 
     def refuse_existing(self, writes: Writes) -> None:
         """Raises Poison for a key that is there already, and for what is `refused`."""
+        for id, redrive, _ in writes.inbox:
+            if (id, redrive) in self.inbox:
+                raise Poison(f"23505: inbox {id} exists")
+        for outcome in writes.new_outcomes:
+            if outcome.command_id in self.outcomes:
+                raise Poison(f"23505: outcome {outcome.command_id} exists")
         for name, rows in writes.inserts.items():
             for row in rows:
                 if row.id in self.tables[name]:
