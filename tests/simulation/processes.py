@@ -104,6 +104,7 @@ class Process:
         if world.faults.strikes("lost_executor"):
             return
         silent = world.faults.strikes("slow_executor")
+        await self.point("executing")
         ends = world.now() + (world.chance.uniform(7, 30) if silent else world.duration())
         while (left := ends - world.now()) > 0:
             await asyncio.sleep(min(left, RENEW_SECONDS))
