@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bus.store import Out
+from bus.store import Out, Writes
 from handlers.steps.port import StepCall, StepFailed, StepResult
 from infra import main
 from infra.settings import Settings, load_settings
@@ -48,10 +48,12 @@ class Stops:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def wanted(self, place: str) -> bool:
+        return stop_wish(self._folder, os.getpid(), place).exists()
+
     def at(self, place: str) -> None:
-        wish = stop_wish(self._folder, os.getpid(), place)
-        if wish.exists():
-            wish.unlink(missing_ok=True)
+        if self.wanted(place):
+            stop_wish(self._folder, os.getpid(), place).unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -75,6 +77,13 @@ class StoppingStore:
         async with self._inner.unit() as unit:
             yield unit
             self._stops.at(BEFORE_COMMIT)
+
+    async def write(self, writes: Writes) -> None:
+        if not self._stops.wanted(BEFORE_COMMIT):
+            await self._inner.write(writes)
+            return
+        async with self.unit() as unit:  # One statement leaves no place to stop at.
+            await unit.save(writes)
 
 
 class StoppingLog:
