@@ -17,7 +17,7 @@ from infra.embedded.processes import Identity, identify, is_alive
 
 pytestmark = pytest.mark.services
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 class Running:
@@ -49,6 +49,15 @@ class Running:
         )
         document: dict[str, Any] = json.loads(done.stdout)
         return document
+
+    def is_well(self) -> bool:
+        """Whether every lane is owned by a worker that runs, and nothing stands still."""
+        status = self.status()
+        owners = {lane["owner"] for lane in status["lanes"]}
+        return not status["standing_still"] and owners <= set(status["workers"])
+
+    def call(self, method: str, path: str, **body: Any) -> httpx.Response:
+        return httpx.request(method, f"{self.status()['gateway_url']}/gateway{path}", json=body or None, timeout=40)
 
     def pids(self, role: str) -> list[int]:
         return [entry["pid"] for entry in self.status()["roles"] if entry["role"] == role and entry["alive"]]
@@ -100,6 +109,10 @@ def test_everything_starts_heals_and_stops(running: Running) -> None:
     os.kill(victim, signal.SIGKILL)
     until(lambda: len(running.pids("worker")) == 2)
     assert victim not in running.pids("worker")
+    until(running.is_well)
+    for n in range(8):  # On lanes of both workers.
+        made = running.call("POST", "/workflows/apps", tenant_id="t1", code=f"app-{n}", name="App")
+        assert made.status_code == 201, made.text
 
     started = running.identities()
     assert running.end(signal.SIGTERM) == 0
@@ -108,12 +121,16 @@ def test_everything_starts_heals_and_stops(running: Running) -> None:
 
 
 def test_kill_9_does_not_block_the_next_start(running: Running) -> None:
+    made = running.call("POST", "/workflows/apps", tenant_id="t1", code="kept", name="Kept").json()
     started = running.identities()
     running.end(signal.SIGKILL)
     again = Running(running.folder)
     try:
         assert not any(is_alive(identity) for identity in started)
-        assert httpx.get(f"{again.status()['gateway_url']}/ready").status_code == 200
+        assert again.call("GET", f"/workflows/apps/{made['id']}").json() == made
+        until(again.is_well)
+        made = again.call("POST", "/workflows/apps", tenant_id="t1", code="more", name="More")
+        assert made.status_code == 201, made.text
     finally:
         assert again.end(signal.SIGINT) == 0
 
