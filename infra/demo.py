@@ -241,7 +241,7 @@ async def _show_results(
     node_runs = await database.fetchval(
         "SELECT count(*) FROM node_run WHERE run_id = ANY ($1)", [row["id"] for row in rows]
     )
-    _check(rows, tickets)
+    check_runs(rows, tickets)
     begin, end = min(row["created_at"] for row in rows), max(row["ended_at"] for row in rows)
     seconds = max(end - begin, 0.001)
     console.print(
@@ -253,7 +253,7 @@ async def _show_results(
     console.print(_result_table([orjson.loads(row["output"]) for row in rows]))
 
 
-def _check(rows: Sequence[Any], tickets: Sequence[Ticket]) -> None:
+def check_runs(rows: Sequence[Any], tickets: Sequence[Ticket]) -> None:
     """Each ticket has exactly one run, completed, with what its line in the file expects."""
     by_number = {ticket.inputs["ticket"]: ticket for ticket in tickets}
     seen = Counter(row["session_id"].removeprefix("burst-") for row in rows)
