@@ -1,56 +1,80 @@
 """The command `ap bench`: this system and other durable engines under the same loads on the same servers."""
 
+from __future__ import annotations
+
+import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
+from infra.bench.catalogue import PEERS, WORKLOADS
 from infra.settings import load_settings
-
-WORKLOADS = ("chain-10", "pure-10")
 
 
 def bench(
-    workloads: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(WORKLOADS)} [default: all]")] = None,
+    workloads: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(WORKLOADS)}; all if none is named")] = None,
+    against: Annotated[str, typer.Option(help=f"Other systems, by commas: {', '.join(PEERS)}; or all")] = "",
     runs: Annotated[int, typer.Option(min=1, help="Runs of one load, at most")] = 5_000,
-    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Runs in flight [default: 100 and 8]")] = None,
+    in_flight: Annotated[str, typer.Option(help="Runs in flight, by commas")] = "100,8",
     repeats: Annotated[int, typer.Option(min=1, help="How often to measure everything")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="For how long a load starts runs, at most")] = 10.0,
+    small: Annotated[bool, typer.Option("--small", help="A quick look: little stored, few runs, one repeat")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything measured to this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw chain-10 as an SVG file")] = None,
 ) -> None:
     """Measure throughput, latency and CPU cost, side by side with other durable engines."""
-    import logging
-
     import uvloop
 
-    from infra.bench import bench as benchmark
-    from infra.bench import report
-    from infra.bench import workloads as known
+    from infra.bench import plots, report, runner
+    from infra.bench.bench import Options
     from infra.bench.platform import BenchFailed
 
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # It reports every retry, also of its first second.
-    options = benchmark.Options(runs=runs, in_flight=tuple(in_flight or (100, 8)), repeats=repeats, seconds=seconds)
-    chosen = {"chain-10": known.chain_10, "pure-10": known.pure_10}
-    unknown = [name for name in workloads or () if name not in chosen]
-    if unknown:
-        raise typer.BadParameter(f"there is no workload {unknown[0]!r}: {', '.join(WORKLOADS)}")
+    options = Options(
+        against=_known(list(PEERS) if against == "all" else _split(against), PEERS, "--against"),
+        runs=runs,
+        in_flight=_numbers(in_flight),
+        repeats=repeats,
+        seconds=seconds,
+    )
+    chosen = _known(workloads or list(WORKLOADS), WORKLOADS, "WORKLOADS")
     with tempfile.TemporaryDirectory(prefix="ap-bench-", ignore_cleanup_errors=True) as folder:
         settings = load_settings(data_dir=Path(folder), gateway_port=0, auth_required=False)
         try:
-            found = uvloop.run(
-                benchmark.run([chosen[name] for name in workloads or chosen], options, settings, Path(folder), _say)
-            )
+            found = uvloop.run(runner.run(chosen, options.small() if small else options, settings, Path(folder), _say))
         except BenchFailed as error:
             typer.echo(f"ap: the benchmark failed: {error}", err=True)
             raise typer.Exit(1) from None
-    for table in report.tables(found.results):
-        _say(f"\n{table}")
-    for ratio in report.ratios(found.results):
-        _say(ratio)
+    _say(report.text(found))
     if json is not None:
         json.write_bytes(orjson.dumps(found.document(), option=orjson.OPT_INDENT_2))
+    if plot is not None:
+        plot.write_text(plots.svg(found), encoding="utf-8")
+
+
+def _split(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _known(names: list[str], known: Mapping[str, object], parameter: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}: {', '.join(known)}", param_hint=parameter)
+    return names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in _split(text))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter("must be whole numbers from 1 on, by commas", param_hint="--in-flight")
+    return numbers
 
 
 def _say(text: str) -> None:

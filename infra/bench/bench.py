@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import asyncpg
 
-from infra.bench import machine
+from infra.bench.catalogue import PEERS
 from infra.bench.measure import OURS, Result, Values
 from infra.bench.platform import Platform, started
 from infra.embedded import EmbeddedStack
@@ -31,8 +30,18 @@ class Options:
     seconds: float = 10.0
     alone_runs: int = 200
     warm_up_seconds: float = 3.0
+    reads_in_flight: int = 32
+    long_nodes: int = 1_000
+    long_in_flight: int = 50
     stored_node_runs: int = 1_000_000
     memory_runs: int = 2_000
+
+    def small(self) -> Options:
+        """The same for a quick look: figures mean little, and everything is gone through."""
+        return replace(
+            self, runs=min(self.runs, 200), repeats=1, seconds=min(self.seconds, 2.0), alone_runs=20,
+            warm_up_seconds=0.5, long_nodes=100, long_in_flight=10, stored_node_runs=20_000, memory_runs=200,
+        )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -40,8 +49,9 @@ class Options:
 
 @dataclass(slots=True)
 class Bench:
-    """One benchmark under way."""
+    """One benchmark under way. `settings`: with the addresses of the servers."""
 
+    settings: Settings
     stack: EmbeddedStack
     platform: Platform
     options: Options
@@ -69,52 +79,29 @@ class Bench:
             await connection.close()
 
     @contextlib.asynccontextmanager
-    async def workers(self, count: int = 1) -> AsyncIterator[None]:
-        """So many fresh workers, stopped at the end of the block."""
-        for _ in range(count):
-            await self.platform.start_worker()
-        try:
-            yield
-        finally:
-            await self.platform.stop_workers()
-
-
-Workload = Callable[[Bench], Awaitable[None]]
+    async def fresh(self, name: str) -> AsyncIterator[Platform]:
+        """The system with an empty database and topics of its own."""
+        url = await self.stack.new_database(name)
+        changes = {"database_url": url, "topic_prefix": f"{name}."}
+        async with started(self.stack, self.settings.model_copy(update=changes)) as platform:
+            yield platform
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a benchmark found, and where."""
+    """What a benchmark found, and where. `versions`: of the other systems."""
 
     machine: dict[str, Any]
     options: Options
+    versions: Mapping[str, str]
     results: Sequence[Result]
 
     def document(self) -> dict[str, Any]:
         return {
             "machine": self.machine,
             "options": self.options.document(),
+            "systems": {
+                name: {"version": version, "records": PEERS[name].records} for name, version in self.versions.items()
+            },
             "results": [result.document() for result in self.results],
         }
-
-
-async def run(workloads: Sequence[Workload], options: Options, settings: Settings, folder: Path, say: Say) -> Report:
-    """Start servers in the folder, measure, stop. Raises BenchFailed or StackError."""
-    facts = machine.facts()
-    async with EmbeddedStack(
-        folder,
-        full_jit=True,
-        heap_megabytes=settings.embedded_kafka_heap_megabytes,
-        cache_dir=settings.cache_dir,
-    ) as stack:
-        addresses = {
-            "data_dir": stack.folder.path,
-            "database_url": stack.database_url,
-            "kafka_bootstrap": stack.kafka_bootstrap,
-        }
-        async with started(stack, settings.model_copy(update=addresses)) as platform:
-            bench = Bench(stack, platform, options, say)
-            for workload in workloads:
-                await bench.settle()
-                await workload(bench)
-            return Report(facts, options, bench.results)

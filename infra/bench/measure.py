@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
@@ -43,9 +43,13 @@ class Result:
 
 async def measure(system: System, load: Load) -> tuple[Measured, CpuSpent]:
     """Put a load on a system; what it did, and the CPU time that went into it."""
-    kinds = system.kinds()
+    return await accounted(system.kinds(), system.load(load))
+
+
+async def accounted(kinds: Kinds, work: Awaitable[Measured]) -> tuple[Measured, CpuSpent]:
+    """Await some work; what it did, and the CPU time that these processes spent meanwhile."""
     before = read_cpu(kinds)
-    measured = await system.load(load)
+    measured = await work
     return measured, read_cpu(kinds).since(before)
 
 

@@ -62,14 +62,36 @@ class Platform:
         self._producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._started = 0
-        self.seen_at = 0.0
-        """When the newest event record arrived here."""
 
     async def start_worker(self) -> subprocess.Popen[bytes]:
         child = self.start_role("worker", self._started)
         self._started += 1
         self.workers.append(child)
         return child
+
+    @contextlib.asynccontextmanager
+    async def running(self, workers: int = 1) -> AsyncIterator[None]:
+        """So many fresh workers, stopped at the end of the block."""
+        for _ in range(workers):
+            await self.start_worker()
+        try:
+            yield
+        finally:
+            await self.stop_workers()
+
+    async def until_shared(self) -> None:
+        """Wait until every worker owns lanes. Raises BenchFailed."""
+        connection = await asyncpg.connect(self.settings.required_database_url)
+        query = "SELECT DISTINCT split_part(owner, '-', 2) AS pid FROM lane WHERE topic = $1"
+        wanted = {str(worker.pid) for worker in self.workers}
+        try:
+            for _ in range(int(PATIENCE_SECONDS / 0.1)):
+                if {row["pid"] for row in await connection.fetch(query, COMMANDS)} == wanted:
+                    return
+                await asyncio.sleep(0.1)
+        finally:
+            await connection.close()
+        raise BenchFailed(f"the workers {sorted(wanted)} did not come to share the lanes{self._why()}")
 
     async def stop_workers(self) -> None:
         workers, self.workers = self.workers, []
@@ -83,7 +105,7 @@ class Platform:
     def start_role(self, role: Role, index: int, **changes: object) -> subprocess.Popen[bytes]:
         """Start one process of a role with these settings."""
         settings = self.settings.model_copy(update=changes)
-        names = ("database_url", "kafka_bootstrap", "data_dir", "gateway_port", *changes)
+        names = ("database_url", "kafka_bootstrap", "topic_prefix", "data_dir", "gateway_port", *changes)
         given = {setting_name(name): str(getattr(settings, name)) for name in names}
         log = self.stack.folder.path / "log" / f"{role}-{index}.log"
         child = spawn([sys.executable, "-m", "infra.bench.role", role], log=log, environment={**os.environ, **given})
@@ -141,9 +163,9 @@ class Platform:
         place = partition_of(key, self.settings.commands_partitions)
         return Out(-1, 0, COMMANDS, place, key, envelope.headers(), body, TENANT)
 
-    async def run_once(self, version: str) -> str:
+    async def run_once(self, version: str, id: str | None = None) -> str:
         """Start one run and wait for the event of its end. Returns its id. Raises BenchFailed."""
-        id = str(uuid.uuid4())
+        id = id or str(uuid.uuid4())
         ended = self._waiting[id] = asyncio.get_running_loop().create_future()
         await self.send([(id, CreateRun(workflow_version_id=version, inputs={"x": 1}))])
         try:
@@ -169,7 +191,6 @@ class Platform:
         try:
             while True:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
-                    self.seen_at = time.perf_counter()
                     for record in records:
                         self._note(header(record.headers, "ce_type") or b"", record.key)
         finally:

@@ -71,7 +71,7 @@ class CpuSpent:
 def read_cpu(kinds: Kinds) -> CpuReading:
     busy = psutil.cpu_times()
     machine = busy.user + busy.nice + busy.system + busy.irq + busy.softirq + busy.steal
-    found = {kind: sum(cpu_seconds(pid) for pid in pids) for kind, pids in kinds.items()}
+    found = {kind: sum(cpu_seconds(pid) for pid in pids) for kind, pids in kinds.items() if pids}
     return CpuReading(time.perf_counter(), found, machine)
 
 

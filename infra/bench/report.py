@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from infra.bench.bench import Report
+from infra.bench.catalogue import PEERS
 from infra.bench.measure import OURS, Result, Spread
 
+RECORDS = "a node run row; events of its start and end, in Postgres and on Kafka; its result as a command on Kafka"
 COST = " µs/"
 """What marks a measure as CPU time of a kind of process: `worker µs/step`."""
 
@@ -32,6 +35,28 @@ def lines(results: Sequence[Result], workload: str) -> list[Line]:
             if repeats:
                 found.append(Line(load, system, spreads))
     return found
+
+
+def text(report: Report) -> str:
+    """Everything for a terminal or a README: the machine, a table for each workload, ratios, what peers record."""
+    parts = [_machine(report), *tables(report.results)]
+    compared = list(ratios(report.results))
+    if compared:
+        parts.append("\n".join(compared))
+    if report.versions:
+        systems = (f"{name} {version}: {PEERS[name].records}" for name, version in report.versions.items())
+        parts.append("\n".join(["What a step leaves behind:", f"{OURS}: {RECORDS}", *systems]))
+    return "\n\n".join(parts)
+
+
+def _machine(report: Report) -> str:
+    machine, options = report.machine, report.options
+    return (
+        f"{machine['at']}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB,"
+        f" {machine['system']}, Python {machine['python']}, Postgres {machine['postgres']} (fsync and"
+        f" synchronous_commit on), load average before {machine['load_average']}; {options.repeats} repeats of at most"
+        f" {options.seconds:g} s and {options.runs} runs: median (least-greatest)"
+    )
 
 
 def tables(results: Sequence[Result]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.bench import peer
 from infra.bench.bench import Bench
 from infra.bench.load import Load
 from infra.bench.measure import System, latency, measure, throughput
@@ -13,10 +14,17 @@ PURE = "template-transform"
 
 
 async def chain_10(bench: Bench) -> None:
-    """Runs of ten no-op steps, each durable before the next starts: many, few, and one in flight."""
+    """Runs of ten no-op steps, each durable before the next starts: many, few, and one in flight.
+
+    The systems take turns, each in fresh processes, so that a change of the machine's mood hits all of them.
+    """
     for _ in range(bench.options.repeats):
+        for name in bench.options.against:
+            await bench.settle()
+            async with peer.started(name, bench.stack) as other:
+                await _chain_loads(bench, other, bench.options.warm_up_seconds)
         await bench.settle()
-        async with bench.workers():
+        async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, NOOP)
             await _chain_loads(bench, Chain(bench.platform, version, NODES), bench.warm_up_seconds())
 
@@ -26,8 +34,7 @@ async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> 
     await system.load(Load(max(options.in_flight), options.runs, warm_up_seconds))
     for in_flight in options.in_flight:
         measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
-        values = throughput(measured, spent, NODES)
-        bench.note("chain-10", f"{in_flight} in flight", values, system.name)
+        bench.note("chain-10", f"{in_flight} in flight", throughput(measured, spent, NODES), system.name)
     measured, _ = await measure(system, Load(1, options.alone_runs, options.seconds))
     bench.note("chain-10", "alone", {**latency(measured), "runs": measured.runs}, system.name)
 
@@ -35,12 +42,12 @@ async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> 
 async def pure_10(bench: Bench) -> None:
     """Runs of ten template nodes: no effect, every node run recorded."""
     options = bench.options
+    in_flight = max(options.in_flight)
     for _ in range(options.repeats):
         await bench.settle()
-        async with bench.workers():
+        async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, PURE)
             system = Chain(bench.platform, version, NODES)
-            await system.load(Load(max(options.in_flight), options.runs, bench.warm_up_seconds()))
-            measured, spent = await measure(system, Load(max(options.in_flight), options.runs, options.seconds))
-            values = throughput(measured, spent, NODES, "node run")
-            bench.note("pure-10", f"{max(options.in_flight)} in flight", values)
+            await system.load(Load(in_flight, options.runs, bench.warm_up_seconds()))
+            measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
+            bench.note("pure-10", f"{in_flight} in flight", throughput(measured, spent, NODES, "node run"))

@@ -1,0 +1,35 @@
+"""Other durable engines, each run at its best documented settings in one process on the same Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A system to compare with. `package`: whose version is reported; `records`: what a step of it leaves behind."""
+
+    package: str
+    records: str
+
+
+PEERS: Mapping[str, Peer] = {
+    "dbos": Peer(
+        "dbos",
+        "a status row for each workflow, updated at its end; a row with the output of each step",
+    ),
+    "absurd": Peer(
+        "absurd-sdk",
+        "a task and a run row for each task, updated when claimed and when completed; a checkpoint row for each step",
+    ),
+    "langgraph": Peer(
+        "langgraph",
+        "a checkpoint of the whole state after each node; the channels it changed; the writes of each node",
+    ),
+    "procrastinate": Peer(
+        "procrastinate",
+        "a job row for each step, updated when fetched and when finished, with an event row for each change",
+    ),
+}
+"""By name: the module `infra.bench.peers.<name>` has `async def run(workload: Workload) -> None`."""
