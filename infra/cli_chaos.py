@@ -42,16 +42,35 @@ def kill(
     seconds: Annotated[float, typer.Option(min=5, help="How long to start runs")] = 150.0,
     kills: Annotated[int | None, typer.Option(min=0, help="kill -9 in that time [default: one every 4.6 s]")] = None,
     servers: Annotated[bool, typer.Option(help="Also kill Kafka and cut Postgres, once each")] = True,
+    victims: Annotated[str, typer.Option(help="Processes to kill")] = "worker-0,worker-1,executor-0,gateway-0",
+    via: Annotated[str, typer.Option(help="How runs are started")] = "http,commands,ingress",
     seed: Seed = 1,
     data: Keep = None,
 ) -> None:
     """Kill workers, executor and gateway by kill -9, Kafka and Postgres once each, under a steady load."""
-    from infra.chaos.kill import Plan, kill_test
+    from infra.chaos.kill import VICTIMS, Plan, kill_test
+    from infra.chaos.workload import VIAS
 
-    plan = Plan(runs, seconds, seed, int(seconds / 4.6) if kills is None else kills, servers=servers)
+    plan = Plan(
+        runs=runs,
+        seconds=seconds,
+        seed=seed,
+        kills=int(seconds / 4.6) if kills is None else kills,
+        servers=servers,
+        victims=_names(victims, VICTIMS, "--victims"),
+        vias=_names(via, VIAS, "--via"),
+    )
     with _stack(data) as settings:
         report = asyncio.run(kill_test(settings, plan, _say))
     _conclude(report.document(), report.problems)
+
+
+def _names(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=option)
+    return names
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from infra.chaos.workload import VIAS
 from infra.settings import Settings
 from infra.stack import RoleName, Say
 
+VICTIMS = ("worker-0", "worker-1", "executor-0", "gateway-0")
 TARGET_SECONDS = 4.0
 """Beyond the session time-out: how soon what a dead worker left should go on."""
 LEAD_SECONDS = 3.0
@@ -38,7 +39,7 @@ class Plan:
     workers: int = 2
     servers: bool = True
     """Also kill Kafka and cut Postgres, once each."""
-    victims: tuple[str, ...] = ("worker-0", "worker-1", "executor-0", "gateway-0")
+    victims: tuple[str, ...] = VICTIMS
     vias: tuple[str, ...] = VIAS
 
 

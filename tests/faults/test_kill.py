@@ -5,12 +5,10 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from infra.chaos.kill import KillReport, Plan, kill_test
+from infra.chaos.kill import VICTIMS, KillReport, Plan, kill_test
 from infra.settings import Settings
 from infra.stack import Say
 from tests.faults.conftest import LONG
-
-VICTIMS = ("worker-0", "worker-1", "executor-0", "gateway-0")
 
 
 async def test_nothing_is_lost_or_doubled_when_everything_dies_in_turn(settings: Settings, say: Say) -> None:
