@@ -61,6 +61,10 @@ class MemoryDatabase:
     def __init__(self, lanes: Iterable[int], specs: Iterable[TableSpec], clock: Callable[[], float]) -> None:
         self.lanes = {lane: LaneRow() for lane in lanes}
         self.specs = {spec.name: spec for spec in specs}
+        self._texts = {
+            name: [column.name for column in spec.columns if column.pg_type == "text"]
+            for name, spec in self.specs.items()
+        }
         self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.specs}
         self.row_locks: set[tuple[str, str]] = set()
         self.events: dict[tuple[str, int], Logged] = {}
@@ -70,6 +74,7 @@ class MemoryDatabase:
         self.outcomes: dict[str, Outcome] = {}
         self.timers: dict[str, tuple[float, Timer]] = {}
         self.letters: dict[str, DeadLetter] = {}
+        self.redrives: dict[str, int] = {}
         self.clock = clock
         self.fence = True
         self.refused: set[str] = set()
@@ -104,6 +109,7 @@ class MemoryDatabase:
                 self.outcomes[outcome.command_id] = outcome
         for letter in writes.dead_letters:
             self.letters[letter.id] = letter
+            self.redrives[letter.id] = self.redrives.get(letter.id, -1) + 1
         for a in writes.advances:
             self._advance(a)
         self.committed(writes)
@@ -128,6 +134,10 @@ class MemoryDatabase:
             for row in rows:
                 if row.id in self.tables[name]:
                     raise Poison(f"23505: {name} {row.id} exists")
+        for name, rows in (*writes.inserts.items(), *writes.updates.items()):
+            for row in rows:
+                if any("\x00" in (getattr(row, text) or "") for text in self._texts[name]):
+                    raise Poison(f"22021: {name} {row.id} holds U+0000")
         for logged in writes.events:
             if logged.recorded.causation_id in self.refused:
                 raise Poison("22P05: a value cannot be stored")
