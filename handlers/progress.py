@@ -70,7 +70,7 @@ class Progress:
             if self.run.status not in GOING:
                 self._queue.clear()
                 break
-            if self._share <= 0 and enabled.why == "run":
+            if self._share <= 0 and enabled.why == "run" and not enabled.node.config.delay_seconds:
                 yield self._scheduled(enabled, ready=False)
             else:
                 yield from self._begin(enabled)
@@ -429,9 +429,8 @@ class Progress:
             row = cast(NodeRun, self._rows.get(NodeRun, at))
             sinks.append(row)
             at = row.below_sink
-        if len(sinks) == 1:
-            return sinks[0].output
-        return {row.node_id: row.output for row in reversed(sinks)} if sinks else {}
+        outputs = {row.node_id: row.output for row in reversed(sinks)}
+        return sinks[0].output if len(outputs) == 1 else outputs
 
     # --- manual runs -----------------------------------------------------------------------------------------
 
