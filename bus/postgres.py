@@ -246,7 +246,8 @@ _INBOX = _Part(
     lambda rows: _tuple_arrays(sorted(rows)),
 )
 _NEW_OUTCOMES = _Part(
-    ", new_outcomes AS (INSERT INTO command_outcome (command_id, tenant_id, type, fingerprint, status, body, created_at)"
+    ", new_outcomes AS (INSERT INTO command_outcome"
+    " (command_id, tenant_id, type, fingerprint, status, body, created_at)"
     " SELECT * FROM " + _unnest("uuid text text text text bytea float8".split()) + ")",
     7,
     lambda outcomes: _tuple_arrays(

@@ -48,7 +48,7 @@ class Call:
 
 def call_of(request: Request) -> Call:
     call = request.scope["call"]
-    assert isinstance(call, Call)  # noqa: S101 -- set by the middleware below for every request.
+    assert isinstance(call, Call)
     return call
 
 

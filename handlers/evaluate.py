@@ -46,9 +46,7 @@ def check_size(output: Any) -> None:
     """Raise NodeError `output_too_large` for what must be an artifact."""
     size = len(orjson.dumps(output))
     if size > VALUE_BYTES_MAX:
-        raise NodeError(
-            "output_too_large", f"{size} bytes of output, at most {VALUE_BYTES_MAX}", retryable=False
-        )
+        raise NodeError("output_too_large", f"{size} bytes of output, at most {VALUE_BYTES_MAX}", retryable=False)
 
 
 def _evaluate(node: Node, scope: JsonObject) -> Answer:

@@ -32,8 +32,7 @@ class Programs:
                     "the workflow version has errors",
                     status=422,
                     errors=tuple(
-                        {"pointer": "/dsl_json" + p.pointer, "code": p.code, "detail": p.detail}
-                        for p in problems
+                        {"pointer": "/dsl_json" + p.pointer, "code": p.code, "detail": p.detail} for p in problems
                     ),
                 )
             program = self._programs[version.id] = found

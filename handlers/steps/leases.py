@@ -31,7 +31,8 @@ UPDATE node_run n SET leased_by = $3, lease_until = extract(epoch FROM clock_tim
 FROM locked WHERE n.id = locked.id
 RETURNING {_NAMES}"""
 
-_RUNS = """SELECT r.id, r.workflow_version_id, r.traceparent, r.correlation_id FROM run r WHERE r.id = ANY($1::uuid[])"""
+_RUNS = """SELECT r.id, r.workflow_version_id, r.traceparent, r.correlation_id
+FROM run r WHERE r.id = ANY($1::uuid[])"""
 
 _RENEW = """WITH mine AS (
   SELECT n.id, n.run_id FROM unnest($1::uuid[], $2::int4[]) AS u(id, token) JOIN node_run n USING (id)

@@ -235,7 +235,5 @@ class StepPool:
         return Result(row, command, out, Incoming(row.lane, -1, key, headers, body, decoded=(envelope, command)))
 
 
-
-
 def _names(row: NodeRun) -> dict[str, Any]:
     return {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token}

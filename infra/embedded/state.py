@@ -129,7 +129,7 @@ class DataFolder:
         self._lock: int | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         owner = identify(os.getpid())
-        assert owner is not None  # noqa: S101  # We are running.
+        assert owner is not None  # We are running.
         self._state = State(owner, datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
