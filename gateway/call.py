@@ -48,7 +48,7 @@ class Call:
 
 def call_of(request: Request) -> Call:
     call = request.scope["call"]
-    assert isinstance(call, Call)
+    assert isinstance(call, Call)  # Set by the middleware below for every request.
     return call
 
 
