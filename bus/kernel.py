@@ -236,7 +236,7 @@ class Kernel:
             lane = self.lanes.get(record.lane)
             if lane is None or not lane.usable:
                 continue
-            if record.offset >= 0 and not lane.takes(record.offset):
+            if record.offset >= 0 and not lane.takes(record.offset, record.follows):
                 continue
             batch.append(record)
         return batch

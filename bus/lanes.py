@@ -58,14 +58,15 @@ class Lane:
     def usable(self) -> bool:
         return not self.lost and not self.stopped
 
-    def takes(self, offset: int) -> bool:
+    def takes(self, offset: int, follows: int = -1) -> bool:
         """Whether this is the next offset. One beyond it was fetched before a seek: the worker seeks again.
 
-        Our topics have no holes; if one shows up all the same, it is believed after GAPS_MAX fetches in a row.
+        Unless nothing exists between `follows` and it: transactions of publishers leave such holes. Another one
+        is believed after GAPS_MAX fetches in a row.
         """
         if offset < self.polled:
             return False
-        if offset > self.polled:
+        if offset > self.polled and not 0 <= follows <= self.polled:
             self.gap = True
             if self.gaps < GAPS_MAX:
                 return False

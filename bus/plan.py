@@ -45,6 +45,7 @@ class Partitions:
     events: int
     dead_letters: int
     steps: int = 12
+    replies: int = 32
 
 
 def event_record(logged: Logged, partitions: Partitions) -> Out:
@@ -255,7 +256,8 @@ class Plan:
 
     def reply(self, accepted: Accepted, status: str, body: bytes) -> None:
         envelope = accepted.envelope
-        if envelope.reply_partition < 0:
+        # A partition that is not there would fail the sends of all lanes.
+        if not 0 <= envelope.reply_partition < self._partitions.replies:
             return
         told = Envelope(
             id=derive(envelope.id, "outcome"),

@@ -103,7 +103,7 @@ class Producer:
             try:
                 async with asyncio.timeout(self._timeout):
                     await self._round(sendings)
-            except (KafkaError, BusUnavailable, OSError, TimeoutError, SendFailed) as error:
+            except Exception as error:  # Whatever it is: nobody may wait for ever for a round that has failed.
                 why = f"{type(error).__name__} {error}"
                 self._replace(why)
                 sendings += self._queue

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from bus.consumer import Consumer
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX
 
 RECORDS_MAX = 1_000
@@ -39,7 +40,7 @@ class TopicReader:
     def __init__(self, bootstrap: str, prefix: str = "") -> None:
         self._prefix = prefix
         self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = Consumer(
             bootstrap_servers=bootstrap,
             group_id=None,
             enable_auto_commit=False,

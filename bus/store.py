@@ -42,7 +42,8 @@ class SendFailed(Exception):
 class Incoming:
     """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows.
 
-    `decoded`: what is known of its headers and body without decoding them.
+    `decoded`: what is known of its headers and body without decoding them. `follows`: if it is 0 or more, no
+    record exists from there up to `offset`.
     """
 
     lane: int
@@ -52,6 +53,7 @@ class Incoming:
     body: bytes
     timestamp: float = 0.0
     decoded: tuple[Envelope, Command] | None = None
+    follows: int = -1
 
     @property
     def key_text(self) -> str:

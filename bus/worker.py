@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
+from bus.consumer import Consumer
 from bus.kernel import Kernel
 from bus.lanes import INGRESS_BASE, Lane
 from bus.store import Incoming, SendFailed, Unavailable, Unknown
@@ -107,6 +109,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def start(self) -> None:
         await self._clock.measure(self.kernel.store.now)
+        await self._broker.connect()
+        made = self._broker.config.broker_config
+        made.builder = functools.partial(Consumer, **cast("functools.partial[Any]", made.builder).keywords)
         await self._broker.start()
 
     async def run(self) -> None:
@@ -207,6 +212,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             record.headers,
             record.value or b"",
             record.timestamp / 1_000,
+            follows=self._consumer.follows(record),
         )
 
     def _take(self) -> list[Incoming]:
@@ -239,6 +245,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             self._to_claim.pop(id, None)
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._consumer.forget(assigned)
         for place in assigned:
             id = self._lane_id(place.topic, place.partition)
             self._assigned.add(id)

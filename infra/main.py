@@ -281,7 +281,11 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             [runtime.domain(), catalog.domain(parts.check_code), access.DOMAIN],
             PROJECTIONS,
             partitions=Partitions(
-                settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions
+                settings.commands_partitions,
+                settings.events_partitions,
+                settings.dead_letters_partitions,
+                settings.steps_partitions,
+                settings.replies_partitions,
             ),
             clock=parts.clock,
             owner=parts.owner,

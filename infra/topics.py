@@ -54,6 +54,8 @@ def _new(topic: Topic, settings: Settings) -> NewTopic:
     }
     if topic.name == topics.INGRESS:
         configs["message.timestamp.type"] = "LogAppendTime"
+        # Publishers compress as they like; the broker undoes what our workers might have no decoder for.
+        configs["compression.type"] = "uncompressed"
     return NewTopic(
         name=settings.topic_prefix + topic.name,
         num_partitions=partitions_of(topic, settings),

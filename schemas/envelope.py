@@ -106,6 +106,8 @@ def decode_headers(headers: Iterable[tuple[str, bytes | None]]) -> Envelope:
                 raise Malformed("malformed_header", f"{name} is not UTF-8") from None
             if "\x00" in text:
                 raise Malformed("malformed_header", f"{name} contains U+0000")
+            if name in values:
+                raise Malformed("malformed_header", f"{name} appears twice")
             values[name] = text
     for name in ("ce_id", "ce_type"):
         if not values.get(name):
