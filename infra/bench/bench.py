@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,8 +82,8 @@ class Bench:
     @contextlib.asynccontextmanager
     async def fresh(self, name: str) -> AsyncIterator[Platform]:
         """The system with an empty database and topics of its own."""
-        url = await self.stack.new_database(name)
-        changes = {"database_url": url, "topic_prefix": f"{name}."}
+        name = f"{name}_{uuid.uuid4().hex[:8]}"
+        changes = {"database_url": await self.stack.new_database(name), "topic_prefix": f"{name}."}
         async with started(self.stack, self.settings.model_copy(update=changes)) as platform:
             yield platform
 

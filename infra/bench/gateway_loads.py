@@ -27,6 +27,8 @@ UNLIMITED = 10_000_000
 APPS = "/gateway/workflows/apps"
 RUNS = "/gateway/runtime/runs"
 READABLE_RUNS = 100
+READS_A_RUN = 10
+"""Reads are cheap: as many more of them than of runs."""
 
 Request = Callable[[Connection], Awaitable[None]]
 
@@ -113,8 +115,10 @@ async def reads(bench: Bench) -> None:
         async with _gateway(platform) as (port, kinds):
             await _check_isolation(port, next(turn))
             async with _clients(port, options.reads_in_flight, request) as one:
-                await closed_loop(one, Load(options.reads_in_flight, UNLIMITED, options.warm_up_seconds))
-                load = Load(options.reads_in_flight, UNLIMITED, options.seconds)
+                await closed_loop(
+                    one, Load(options.reads_in_flight, READS_A_RUN * options.runs, options.warm_up_seconds)
+                )
+                load = Load(options.reads_in_flight, READS_A_RUN * options.runs, options.seconds)
                 measured, spent = await accounted(kinds, closed_loop(one, load))
             bench.note("reads", f"{options.reads_in_flight} clients", throughput(measured, spent, 1, "read"))
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer
+from pydantic import SecretStr
 
 from bus.producer import Producer
 from bus.store import Out
@@ -105,8 +106,7 @@ class Platform:
     def start_role(self, role: Role, index: int, **changes: object) -> subprocess.Popen[bytes]:
         """Start one process of a role with these settings."""
         settings = self.settings.model_copy(update=changes)
-        names = ("database_url", "kafka_bootstrap", "topic_prefix", "data_dir", "gateway_port", *changes)
-        given = {setting_name(name): str(getattr(settings, name)) for name in names}
+        given = {setting_name(name): _shown(getattr(settings, name)) for name in settings.model_fields_set}
         log = self.stack.folder.path / "log" / f"{role}-{index}.log"
         child = spawn([sys.executable, "-m", "infra.bench.role", role], log=log, environment={**os.environ, **given})
         self.stack.folder.record_process(role, index, child.pid, log)
@@ -224,6 +224,13 @@ class Platform:
     async def stop(self) -> None:
         await self.stop_workers()
         await self._producer.stop()
+
+
+def _shown(value: object) -> str:
+    """A setting as its environment variable says it; none is the empty string."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return "" if value is None else str(value)
 
 
 async def _until_there(connection: asyncpg.Connection, definition: str) -> None:

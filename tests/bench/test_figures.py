@@ -1,0 +1,150 @@
+"""What the benchmark computes from what it saw: percentiles, spreads, CPU time, tables, plots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+import pytest
+
+from infra.bench import plots, report
+from infra.bench.bench import Options, Report
+from infra.bench.load import Load, closed_loop, percentile
+from infra.bench.measure import OURS, Result, Spread
+from infra.bench.processes import cpu_seconds, read_cpu
+
+BURN_SECONDS = 0.3
+BURN = f"import time\nwhile time.process_time() < {BURN_SECONDS}: pass"
+PARENT_OF_THE_DEAD = (
+    f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN!r}]); print('done', flush=True); input()"
+)
+PARENT_OF_THE_LIVING = (
+    "import subprocess, sys\n"
+    f"child = subprocess.Popen([sys.executable, '-c', {BURN + chr(10) + 'print(1, flush=True); input()'!r}],"
+    " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+    "child.stdout.readline(); print('done', flush=True); input(); child.kill()"
+)
+
+
+class TestPercentile:
+    @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
+    def test_is_the_nearest_rank(self, share: float, expected: float) -> None:
+        assert percentile(list(range(100, 0, -1)), share) == expected
+
+    def test_of_one_value_is_that_value(self) -> None:
+        assert percentile([7.0], 0.99) == 7.0
+
+    def test_of_nothing_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no values"):
+            percentile([], 0.5)
+
+
+def test_the_median_of_an_even_number_of_values_is_between_the_middle_ones() -> None:
+    assert Spread.of([4.0, 1.0, 3.0, 2.0]) == Spread(2.5, 1.0, 4.0)
+
+
+class TestClosedLoop:
+    async def test_keeps_to_the_runs_in_flight_and_in_all(self) -> None:
+        running, most = 0, 0
+
+        async def one() -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+
+        measured = await closed_loop(one, Load(in_flight=3, runs=20, seconds=60))
+        assert (measured.runs, most) == (20, 3)
+
+    async def test_fails_when_one_run_fails(self) -> None:
+        async def one() -> None:
+            raise RuntimeError("a run failed")
+
+        with pytest.raises(ExceptionGroup):
+            await closed_loop(one, Load(in_flight=2, runs=4, seconds=60))
+
+
+@contextlib.contextmanager
+def child_that_says_done(code: str) -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"done\n"
+        yield child.pid
+        child.kill()
+
+
+class TestCpuTime:
+    def test_counts_a_descendant_that_has_ended(self) -> None:
+        with child_that_says_done(PARENT_OF_THE_DEAD) as pid:
+            assert cpu_seconds(pid) >= BURN_SECONDS - 0.02
+
+    def test_counts_a_descendant_that_lives(self) -> None:
+        with child_that_says_done(PARENT_OF_THE_LIVING) as pid:
+            assert cpu_seconds(pid) >= BURN_SECONDS - 0.02
+
+    def test_of_others_leaves_out_what_is_accounted_for(self) -> None:
+        with child_that_says_done(PARENT_OF_THE_DEAD) as pid:
+            before = read_cpu({"worker": [pid]})
+            spent = read_cpu({"worker": [pid]}).since(before)
+        assert spent.kinds == {"worker": 0.0}
+
+    def test_a_kind_without_processes_is_left_out(self) -> None:
+        assert read_cpu({"worker": []}).kinds == {}
+
+
+RESULTS = [
+    Result("chain-10", "100 in flight", "dbos", {"steps/s": 400.0, "p50 ms": 200.0, "worker µs/step": 2_000.0}),
+    Result("chain-10", "100 in flight", OURS, {"steps/s": 4_000.0, "p50 ms": 20.0, "worker µs/step": 100.0}),
+    Result("chain-10", "100 in flight", OURS, {"steps/s": 6_000.0, "p50 ms": 40.0, "worker µs/step": 120.0}),
+    Result("chain-10", "alone", OURS, {"p50 ms": 18.0}),
+    Result("chain-10", "alone", "dbos", {"p50 ms": 36.0}),
+    Result("reads", "32 clients", OURS, {"reads/s": 1_500.0}),
+]
+MACHINE = {
+    "at": "2026-01-01T00:00:00+00:00",
+    "cpu": "a <fast> one",
+    "cores": 2,
+    "memory_gib": 8.0,
+    "system": "Linux",
+    "python": "3.11",
+    "postgres": "18.6",
+    "load_average": 0.1,
+}
+REPORT = Report(MACHINE, Options(against=["dbos"]), {"dbos": "3.4.0"}, RESULTS)
+
+
+class TestReport:
+    def test_shows_medians_with_least_and_greatest(self) -> None:
+        assert "5 000 (4 000-6 000)" in report.text(REPORT)
+
+    def test_has_a_table_for_each_workload_with_all_systems(self) -> None:
+        first, second = report.tables(RESULTS)
+        assert first.startswith("chain-10\n")
+        assert [row.split("|")[2].strip() for row in first.splitlines()[3:]] == ["dbos", OURS, "dbos", OURS]
+        assert second.startswith("reads\n")
+
+    def test_compares_with_each_other_system(self) -> None:
+        assert list(report.ratios(RESULTS)) == [
+            "chain-10, 100 in flight, steps/s: 12.50 x dbos",
+            "chain-10, 100 in flight, p50 ms: 0.15 x dbos",
+            "chain-10, alone, p50 ms: 0.50 x dbos",
+        ]
+
+    def test_says_what_each_system_records(self) -> None:
+        assert "dbos 3.4.0: a status row" in report.text(REPORT)
+
+    def test_keeps_every_repeat_in_the_document(self) -> None:
+        assert len(REPORT.document()["results"]) == len(RESULTS)
+
+
+def test_the_plot_has_a_bar_for_each_system_and_load() -> None:
+    drawn = ElementTree.fromstring(plots.svg(REPORT))  # noqa: S314  # We have just drawn it.
+    space = "{http://www.w3.org/2000/svg}"
+    background = 1
+    assert len(drawn.findall(f"{space}rect")) - background == 4
+    assert any("a <fast> one" in (text.text or "") for text in drawn.findall(f"{space}text"))
