@@ -244,13 +244,11 @@ class Runtime:
         run = rows.get(Run, meta.aggregate_id)
         if run is None or run.status in RUN_ENDED:
             return
-        if run.status in UNWINDING:
-            yield wire.RunFailed(error=command.error)
-        else:
+        if run.status not in UNWINDING:
             yield wire.RunFailing(error=command.error)
-            for row in rows.live(NodeRun):
-                yield wire.NodeCancelled(node_run_id=row.id)
-            yield wire.RunFailed(error=command.error)
+        for row in sorted(rows.live(NodeRun), key=lambda row: row.seq):
+            yield wire.NodeCancelled(node_run_id=row.id)
+        yield wire.RunFailed(error=command.error)
 
     # --- shared ----------------------------------------------------------------------------------------------
 
