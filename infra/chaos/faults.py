@@ -42,6 +42,8 @@ class Faults:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.hit: set[int] = set()
+        """Processes that were killed or stood still."""
 
     def victim(self, role: Role, index: int = 0) -> Victim:
         """The running process of a role. Raises NobodyThere."""
@@ -60,6 +62,7 @@ class Faults:
 
     def stop_at(self, victim: Victim, place: str) -> None:
         """Ask it to stand still when it next comes to that place; `is_stopped` says when it has."""
+        self.hit.add(victim.pid)
         stop_wish(self.folder, victim.pid, place).touch()
 
     def not_at(self, victim: Victim) -> None:
@@ -91,6 +94,7 @@ class Faults:
         return state.processes if state is not None else ()
 
     def _signal(self, victim: Victim, number: int) -> None:
+        self.hit.add(victim.pid)
         if not signal_process(victim.identity, number):
             raise NobodyThere(victim.name)
 

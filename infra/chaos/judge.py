@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from handlers.runtime import REQUEUES_MAX
 from infra.chaos.roles import EFFECTS
 from infra.chaos.workload import TENANT, Job
 from schemas.runtime import RUN_ENDED
@@ -82,16 +83,23 @@ async def heal(
     return left
 
 
-async def judge(database_url: str, folder: Path, jobs: Mapping[str, Job]) -> Verdict:
-    """Compare what is stored and what happened outside with what each accepted run had to become."""
+async def judge(database_url: str, folder: Path, jobs: Mapping[str, Job], hit: Set[int] = frozenset()) -> Verdict:
+    """Compare what is stored and what happened outside with what each accepted run had to become.
+
+    `hit`: the processes that died or stood still. A run may have given up a step that so many of them held.
+    """
     verdict = Verdict()
+    happened = _happened(folder / EFFECTS)
     database = await asyncpg.connect(database_url)
     try:
         async with database.transaction(isolation="repeatable_read", readonly=True):
-            runs = await _runs(database, verdict, jobs)
+            given_up = await _given_up(database, happened, hit)
+            verdict.figures["runs given up after lost leases"] = len(given_up)
+            jobs = {id: it for id, it in jobs.items() if id not in given_up}
+            runs = await _runs(database, verdict, jobs, given_up)
             events = await _events(database, verdict, runs)
             nodes = await _node_runs(database, verdict, jobs)
-            _effects(verdict, jobs, nodes, events, folder / EFFECTS)
+            _effects(verdict, jobs, nodes, events, happened)
             await _outcomes(database, verdict, jobs)
             dead = await database.fetch("SELECT type, code, detail FROM dead_letter")
             for letter in dead:
@@ -113,7 +121,29 @@ async def _ends(bootstrap: str, places: list[TopicPartition]) -> dict[TopicParti
         await consumer.stop()
 
 
-async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> dict[str, int]:
+def _happened(log: Path) -> dict[str, list[int]]:
+    """By idempotency key, the processes that performed its effect, in order."""
+    happened: dict[str, list[int]] = defaultdict(list)
+    for line in log.read_text().splitlines() if log.exists() else ():
+        key, _, pid = line.split()
+        happened[key].append(int(pid))
+    return happened
+
+
+async def _given_up(database: Any, happened: Mapping[str, list[int]], hit: Set[int]) -> set[str]:
+    """Runs that failed with `lease_lost` for the one good reason: each process that held the step was hit."""
+    rows = await database.fetch(
+        "SELECT id, run_id, requeues, error FROM node_run WHERE tenant_id = $1 AND status = 'failed'", TENANT
+    )
+    found = set()
+    for row in rows:
+        lost = orjson.loads(row["error"])["code"] == "lease_lost"
+        if lost and row["requeues"] == REQUEUES_MAX - 1 and hit >= set(happened.get(str(row["id"]), ())):
+            found.add(str(row["run_id"]))
+    return found
+
+
+async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job], given_up: Set[str]) -> dict[str, int]:
     """seq by run. Every job must be there once, in its end, and nothing else."""
     rows = await database.fetch("SELECT id, seq, status, output_text FROM run WHERE tenant_id = $1", TENANT)
     found = {str(row["id"]): row for row in rows}
@@ -123,7 +153,7 @@ async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> dic
             verdict.add("lost run", f"{id} {it.key} by {it.via}")
         elif (row["status"], row["output_text"] or None) != (it.expected.status, it.expected.text):
             verdict.add("wrong end", f"{id} {it.workflow}: {row['status']} {row['output_text']!r}")
-    for id in found.keys() - jobs.keys():
+    for id in found.keys() - jobs.keys() - given_up:
         verdict.add("run that nobody started", id)
     verdict.figures["runs"] = len(found)
     verdict.figures["by status"] = dict(Counter(row["status"] for row in rows))
@@ -176,24 +206,29 @@ async def _node_runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -
 
 
 def _effects(
-    verdict: Verdict, jobs: Mapping[str, Job], nodes: Mapping[str, Any], events: Mapping[str, _OfNode], log: Path
+    verdict: Verdict,
+    jobs: Mapping[str, Job],
+    nodes: Mapping[str, Any],
+    events: Mapping[str, _OfNode],
+    happened: Mapping[str, list[int]],
 ) -> None:
     """Each effect happened, and again only under a new attempt or after its lease had run out."""
-    happened = Counter(line.split()[0] for line in log.read_text().splitlines()) if log.exists() else Counter()
     for key in happened.keys() - nodes.keys():
-        verdict.add("effect of nothing", f"{key}: {happened[key]} times")
+        verdict.add("effect of nothing", f"{key}: {len(happened[key])} times")
     for id, row in nodes.items():
         it = jobs.get(str(row["run_id"]))
-        of_node = events.get(id, _OfNode())
+        if it is None:
+            continue
+        of_node, times = events.get(id, _OfNode()), len(happened.get(id, ()))
         if of_node.ends != 1:
             verdict.add("terminal events of a node run", f"{id} {row['path']}: {of_node.ends}")
-        allowed = row["attempt"] + of_node.requeues if it and row["path"] in it.expected.effects else 0
-        if happened[id] > allowed:
-            verdict.add("doubled effect", f"{id} {row['path']}: {happened[id]} times, {allowed} allowed")
-        elif allowed and not happened[id]:
+        allowed = row["attempt"] + of_node.requeues if row["path"] in it.expected.effects else 0
+        if times > allowed:
+            verdict.add("doubled effect", f"{id} {row['path']}: {times} times, {allowed} allowed")
+        elif allowed and not times:
             verdict.add("lost effect", f"{id} {row['path']}")
-    verdict.figures["effects"] = happened.total()
-    verdict.figures["effects repeated"] = happened.total() - len(happened)
+    verdict.figures["effects"] = sum(map(len, happened.values()))
+    verdict.figures["effects repeated"] = verdict.figures["effects"] - len(happened)
 
 
 async def _outcomes(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> None:

@@ -27,7 +27,8 @@ TARGET_SECONDS = 4.0
 LEAD_SECONDS = 3.0
 WATCH_SECONDS = 45.0
 POLL_SECONDS = 0.2
-AIM_SECONDS = 5.0
+AIM_SECONDS = 40.0
+"""How long to wait for a victim to have work: while a server is away, nobody has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from infra.chaos.scene import Scene, scene
 from infra.settings import Settings
 from infra.stack import Say
 from tests.faults.conftest import LONG
+from tests.faults.damage import undetected
 
 SECONDS = 120.0 if LONG else 16.0
 RUNS = 1_200 if LONG else 160
@@ -20,9 +21,11 @@ async def test_members_join_and_leave_every_two_seconds(settings: Settings, say:
         load = asyncio.create_task(stage.load.run(RUNS, SECONDS))
         changes = await _storm(stage, load)
         done = await stage.conclude()
+        unseen = await undetected(stage)
     say(f"{changes} joined or left; {RUNS / SECONDS:.1f} runs/s offered; {done.document()}")
     assert done.problems == []
     assert changes >= SECONDS / 4
+    assert unseen == set(), "the judge would not have seen such damage"
 
 
 async def _storm(stage: Scene, load: asyncio.Task[None]) -> int:

@@ -1,4 +1,4 @@
-"""The judge of chaos runs must be able to say no: each kind of damage, done by hand, is found."""
+"""Damage done by hand: the judge of chaos runs must see each kind, else its silence means nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import asyncpg
 
 from infra.chaos.judge import judge
 from infra.chaos.roles import EFFECTS
-from infra.chaos.scene import Scene, scene
-from infra.chaos.workload import TURNS, job
-from infra.settings import Settings
-from infra.stack import Say
+from infra.chaos.scene import Scene
 
 DAMAGE = {
     "lost run": "DELETE FROM run WHERE id = $1",
@@ -28,17 +25,12 @@ DAMAGE = {
 }
 
 
-async def test_a_quiet_run_is_clean_and_each_damage_is_found(settings: Settings, say: Say) -> None:
-    async with scene(settings, seed=6, say=say, workers=1, executors=0) as stage:
-        await stage.load.run(len(TURNS) * 2, 2)
-        done = await stage.conclude()
-        assert done.problems == []
-        found = {kind: await _found(stage, sql) for kind, sql in DAMAGE.items()}
-        doubled = await _found_after_a_second_effect(stage)
-        stray = await _found_without_the_last_job(stage)
-    assert {kind for kind, kinds in found.items() if kind not in kinds} == set()
-    assert doubled == {"doubled effect"}
-    assert "run that nobody started" in stray
+async def undetected(stage: Scene) -> set[str]:
+    """Kinds of damage that the judge does not see on a stack at rest. What is stored is as before afterwards."""
+    found = {kind: await _found(stage, sql) for kind, sql in DAMAGE.items()}
+    found["doubled effect"] = await _found_after_a_second_effect(stage)
+    found["run that nobody started"] = await _found_without_the_last_job(stage)
+    return {kind for kind, kinds in found.items() if kind not in kinds}
 
 
 async def _found(stage: Scene, damage: str) -> set[str]:
@@ -73,8 +65,3 @@ async def _found_without_the_last_job(stage: Scene) -> set[str]:
     known = dict(list(stage.load.taken.items())[:-1])
     verdict = await judge(stage.settings.required_database_url, stage.settings.data_dir, known)
     return set(verdict.counts)
-
-
-def test_a_job_is_the_same_for_the_same_seed() -> None:
-    assert [job(number, 3) for number in range(40)] == [job(number, 3) for number in range(40)]
-    assert job(0, 3).inputs != job(0, 4).inputs
