@@ -1,0 +1,203 @@
+"""Any command handled twice equals once: a run's records are handled again, and nothing is different."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from bus.kernel import Defences, Kernel
+from bus.plan import Partitions
+from bus.store import Incoming, Out
+from handlers import access, catalog
+from handlers.programs import Programs
+from handlers.runtime import Runtime
+from infra.schema import PROJECTIONS
+from projections.runtime import NodeRun
+from schemas import access as access_wire
+from schemas import catalog as catalog_wire
+from schemas import runtime as wire
+from schemas.envelope import Envelope
+from schemas.messages import Command
+from schemas.runtime import Failure
+from schemas.topics import COMMANDS, partition_of
+from tests.simulation import observations as seen
+from tests.simulation.generator import Scenario, generate
+from tests.simulation.memory import MemoryDatabase, MemoryLog, MemoryProducer, MemoryStore
+
+LANES = 3
+TENANT = "t1"
+RECORDS_MAX = 2_000
+
+
+@dataclass(frozen=True)
+class Handled:
+    """A record, and the time at which it was handled."""
+
+    out: Out
+    at: float
+
+
+@dataclass
+class Platform:
+    """One kernel that owns all lanes; `feed` hands it a record as the next one of its partition."""
+
+    scenario: Scenario
+    at: float = 1_700_000_000.0
+    defences: Defences = field(default_factory=Defences)
+
+    def __post_init__(self) -> None:
+        self.database = MemoryDatabase(range(LANES), PROJECTIONS, self.now)
+        self.log = MemoryLog(self.now)
+        self.log.appended = self._appended
+        self.made: deque[Out] = deque()
+        self.kernel = Kernel(
+            MemoryStore(self.database),
+            MemoryProducer(self.log),
+            [Runtime(Programs(), share=3).domain(), catalog.DOMAIN, access.DOMAIN],
+            PROJECTIONS,
+            partitions=Partitions(LANES, LANES, 1),
+            clock=self,
+            owner="worker",
+            defences=self.defences,
+        )
+        self._ids = random.Random(self.scenario.seed)
+        self._offsets = [itertools.count() for _ in range(LANES)]
+
+    def now(self) -> float:
+        return self.at
+
+    def _appended(self, out: Out) -> None:
+        if out.topic == COMMANDS:
+            self.made.append(out)
+
+    async def feed(self, out: Out) -> None:
+        offset = next(self._offsets[out.partition])
+        await self.kernel.handle([Incoming(out.partition, offset, out.key.encode(), out.headers, out.body, self.at)])
+        while any(lane.unsettled for lane in self.kernel.lanes.values()):
+            await asyncio.sleep(0)
+            await self.kernel.settle()
+
+    def ask(self, command: Command) -> Out:
+        """A command from outside."""
+        id = str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
+        key = command.aggregate_id(TENANT, id)
+        return self._record(command, Envelope(id, command.type, TENANT, subject=key, fingerprint=f"f {id}"))
+
+    def _record(self, command: Command, envelope: Envelope) -> Out:
+        place = partition_of(envelope.subject, LANES)
+        return Out(place, 0, COMMANDS, place, envelope.subject, envelope.headers(), command.encode(), TENANT)
+
+    def answers(self) -> list[Out]:
+        """What the steps that wait answer, in any order."""
+        rows = [row for row in self.database.tables["node_run"].values() if row.ready and row.status == "queued"]
+        return [self._answer(row) for row in self._ids.sample(rows, len(rows))]
+
+    def _answer(self, row: NodeRun) -> Out:
+        names: dict[str, Any] = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token}
+        command: Command
+        match self.scenario.effects(row.path, row.iteration, row.attempt):
+            case seen.Success(output, text):
+                command = wire.CompleteNode(**names, output=output, output_text=text)
+            case seen.Failure(code, retryable):
+                command = wire.FailNode(**names, error=Failure(code=code), retryable=retryable)
+        id = str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
+        return self._record(command, Envelope(id, command.type, TENANT, subject=row.run_id))
+
+    def dump(self) -> dict[str, Any]:
+        """All there is to know, without where in its lane it was made."""
+        return {
+            "events": [
+                (*key, replace(logged.recorded, lane=0), logged.body) for key, logged in self.database.events.items()
+            ],
+            "outcomes": self.database.outcomes,
+            "tables": self.database.tables,
+            "letters": self.database.letters,
+        }
+
+
+async def record(scenario: Scenario) -> tuple[list[Handled], dict[str, Any]]:
+    """Play a scenario to its end without faults: every record in the order it was handled, and what came out."""
+    platform = Platform(scenario)
+    await platform.kernel.claim(range(LANES))
+    handled: list[Handled] = []
+    todo = deque(platform.ask(command) for command in commands(platform))
+    while len(handled) < RECORDS_MAX:
+        todo += platform.made
+        platform.made.clear()
+        if not todo:
+            todo += platform.answers()
+        if not todo and platform.database.timers:
+            platform.at = min(due for due, _ in platform.database.timers.values())
+            await platform.kernel.fire_timers()
+            while not platform.made:
+                await asyncio.sleep(0)
+            continue
+        if not todo:
+            return handled, platform.dump()
+        handled.append(Handled(todo.popleft(), platform.at))
+        await platform.feed(handled[-1].out)
+    raise AssertionError("the run does not end")
+
+
+def commands(platform: Platform) -> list[Command]:
+    """What is asked from outside: of every kind that can be said twice."""
+    scenario = platform.scenario
+    workflow = catalog_wire.definition_id(TENANT, "workflow", "w")
+    key_id, run_id = (str(uuid.UUID(int=number, version=4)) for number in (1, 2))
+    create_key = access_wire.CreateApiKey(api_key_id=key_id, name="k", scopes=("*",), secret_sha256="0" * 64)
+    found: list[Command] = [
+        create_key,
+        access_wire.SetApiKeyStatus(api_key_id=key_id, status="disabled"),
+        access_wire.DeleteApiKey(api_key_id=key_id),
+        catalog_wire.CreateDefinition(kind="workflow", code="w", name="w"),
+        catalog_wire.ChangeDefinition(definition_id=workflow, kind="workflow", name="other"),
+        catalog_wire.CreateVersion(definition_id=workflow, kind="workflow", spec=scenario.dsl, status="published"),
+        wire.CreateRun(run_id=run_id, workflow_id=workflow, inputs=scenario.inputs),
+    ]
+    if scenario.cancel is not None:
+        found.append(wire.CancelRun(run_id=run_id, compensate=scenario.cancel.compensate))
+    return found
+
+
+async def replay(scenario: Scenario, handled: list[Handled], defences: Defences | None = None) -> dict[str, Any]:
+    platform = Platform(scenario, defences=defences or Defences())
+    await platform.kernel.claim(range(LANES))
+    for each in handled:
+        platform.at = each.at
+        await platform.feed(each.out)
+    return platform.dump()
+
+
+def doubled(handled: list[Handled]) -> list[Handled]:
+    return [again for each in handled for again in (each, each)]
+
+
+def haunted(handled: list[Handled], chance: random.Random) -> list[Handled]:
+    """After each record an earlier one comes again."""
+    found = []
+    for index, each in enumerate(handled):
+        found += [each, replace(handled[chance.randrange(index + 1)], at=each.at)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_records_that_come_again_change_nothing(seed: int) -> None:
+    scenario = generate(seed)
+    handled, expected = await record(scenario)
+    assert await replay(scenario, handled) == expected
+    assert await replay(scenario, doubled(handled)) == expected
+    assert await replay(scenario, haunted(handled, random.Random(seed))) == expected
+    assert await replay(scenario, handled + handled) == expected
+
+
+async def test_without_the_inbox_they_do() -> None:
+    scenario = generate(0)
+    handled, expected = await record(scenario)
+    assert await replay(scenario, doubled(handled), Defences(inbox=False)) != expected
