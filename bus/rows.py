@@ -64,9 +64,7 @@ class View:
         return row
 
     def want(self, kind: type[Row], ids: Iterable[str]) -> None:
-        missing = [
-            (kind, id) for id in ids if (kind, id) not in self.changed and self._known((kind, id)) is _UNKNOWN
-        ]
+        missing = [(kind, id) for id in ids if (kind, id) not in self.changed and self._known((kind, id)) is _UNKNOWN]
         if missing:
             raise Missing(rows=missing)
 

@@ -165,9 +165,7 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
     pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
-    code = CodeRunner(
-        processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox
-    )
+    code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
     await clock.measure(store.now)
     await producer.start()
     check_code: Callable[[str], str | None] | None = code.check
