@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bus.lanes import INGRESS_BASE
 from bus.store import Out
 from schemas import catalog as catalog_wire
 from schemas import runtime as wire
 from schemas.envelope import Envelope
-from schemas.messages import Command
-from schemas.topics import COMMANDS
+from schemas.messages import Command, derive, natural_id
 from tests.simulation.generator import Behaviour, Oracle, Scenario, generate
+from tests.simulation.observations import Success
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -56,16 +58,21 @@ class Clients:
         self.world = world
         self.requests: list[Request] = []
         self.started: dict[str, Started] = {}
-        self.junk: set[tuple[int, int]] = set()
+        self.junk: set[tuple[str, int, int]] = set()
 
     async def ask(self, command: Command, tenant_id: str, *, poisoned: bool = False) -> None:
         """Send a command until its outcome is known, as a client with an idempotency key does."""
         world = self.world
         id = world.new_id()
+        if command.public and world.chance.random() < 0.2:
+            out = self._by_ingress(command, id, tenant_id)
+            id = derive(natural_id(tenant_id, "command"), id)
+        else:
+            key = command.aggregate_id(tenant_id, id)
+            fingerprint = f"{len(self.requests):064x}"
+            envelope = Envelope(id, command.type, tenant_id, subject=key, fingerprint=fingerprint, reply_partition=0)
+            out = world.record(command, envelope)
         key = command.aggregate_id(tenant_id, id)
-        fingerprint = f"{len(self.requests):064x}"
-        envelope = Envelope(id, command.type, tenant_id, subject=key, fingerprint=fingerprint, reply_partition=0)
-        out = world.record(command, envelope)
         self.requests.append(Request(id, key, tenant_id, command))
         if poisoned:
             world.database.refused.add(id)
@@ -78,10 +85,17 @@ class Clients:
                     return
                 await asyncio.sleep(0.05)
 
+    def _by_ingress(self, command: Command, id: str, tenant_id: str) -> Out:
+        """The record of an outside publisher, who need not know where a command belongs."""
+        headers = Envelope(id, command.type, tenant_id).headers()
+        lane = self.world.chance.choice([lane for lane in self.world.lanes if lane >= INGRESS_BASE])
+        topic, partition = self.world.place(lane)
+        return Out(lane, 0, topic, partition, "any", headers, command.encode(), tenant_id)
+
     async def play(self, number: int) -> None:
         """One generated workflow: define it, publish it, run it; perhaps cancel the run, once or twice."""
         chance = self.world.chance
-        scenario = generate(self.world.seed * 1_000 + number)
+        scenario = self._hurried(generate(self.world.seed * 1_000 + number))
         await asyncio.sleep(chance.uniform(0, 3))
         mode = "manual" if chance.random() < 0.15 else "auto"
         forced = chance.random() < 0.2
@@ -89,7 +103,16 @@ class Clients:
         waits = [self._cancel_in_time(started)] if scenario.cancel is not None else []
         waits += [self._cancel_by_force(started)] if forced else []
         waits += [self._step(started)] if mode == "manual" else []
+        waits += [self._outside_worker(started)] if chance.random() < 0.1 else []
         await asyncio.gather(*waits)
+
+    def _hurried(self, scenario: Scenario) -> Scenario:
+        """The scenario with a limit on the time of some of its effects."""
+        dsl = copy.deepcopy(scenario.dsl)
+        for node in dsl["nodes"]:
+            if node["type"] == "code" and self.world.chance.random() < 0.1:
+                node["config"]["timeout_seconds"] = self.world.chance.choice((1, 3))
+        return replace(scenario, dsl=dsl)
 
     async def _start(
         self, scenario: Scenario, tenant_id: str, code: str, mode: str = "auto", *, poisoned: bool = False
@@ -137,6 +160,22 @@ class Clients:
                 await self.ask(wire.ExecuteRun(run_id=started.id, max_steps=chance.randint(1, 6)), started.tenant_id)
             await asyncio.sleep(chance.uniform(0, 0.5))
 
+    async def _outside_worker(self, started: Started) -> None:
+        """Somebody who knows nothing of leases does the work of some nodes, unless an executor holds it."""
+        chance, tables = self.world.chance, self.world.database.tables
+        while not self.world.ended(started.id):
+            await asyncio.sleep(chance.uniform(0, 1))
+            rows = [row for row in tables["node_run"].values() if row.run_id == started.id and row.status == "queued"]
+            row = chance.choice(rows) if rows else None
+            if row is None or row.node_type != "code":
+                continue
+            answer = started.scenario.effects(row.path, row.iteration, row.attempt)
+            names = {"run_id": started.id, "node_run_id": row.id, "worker_key": "outside"}
+            if isinstance(answer, Success):
+                await self.ask(wire.SetNodeStatus(**names, status="running"), started.tenant_id)
+                done = wire.SetNodeStatus(**names, status="completed", output=answer.output, output_text=answer.text)
+                await self.ask(done, started.tenant_id)
+
     async def poison(self) -> None:
         """What Postgres refuses: a command from outside, and what a step answers."""
         await asyncio.sleep(self.world.chance.uniform(0, 5))
@@ -149,9 +188,8 @@ class Clients:
         chance, world = self.world.chance, self.world
         for body in JUNK:
             await asyncio.sleep(chance.uniform(0, 2))
-            lane = chance.randrange(world.partitions.commands)
+            topic, partition = world.place(chance.choice(world.lanes))
             id = chance.choice((world.new_id(), world.new_id().upper(), ""))
             envelope = Envelope(id, "catalog.create_definition", "tenant-0", fingerprint="f")
-            place = len(world.log.of(COMMANDS, lane))
-            world.log.append(Out(lane, 0, COMMANDS, lane, world.new_id(), envelope.headers(), body, "tenant-0"))
-            self.junk.add((lane, place))
+            self.junk.add((topic, partition, len(world.log.of(topic, partition))))
+            world.log.append(Out(0, 0, topic, partition, world.new_id(), envelope.headers(), body, "tenant-0"))

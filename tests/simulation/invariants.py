@@ -73,7 +73,7 @@ def _letters(world: World, histories: Histories) -> Iterator[str]:
     junk = set()
     for letter in world.database.letters.values():
         if letter.code != "poison":
-            junk.add((letter.partition, letter.offset))
+            junk.add((letter.topic, letter.partition, letter.offset))
         if letter.code == "internal_error" or (letter.code == "poison" and letter.message_id not in _refused(world)):
             yield f"{letter.type} {letter.key}: {letter.code} {letter.detail}"
     if junk != world.clients.junk:
@@ -166,7 +166,7 @@ def _made_once(command: object, made: list[str]) -> bool:
             return made.count("runtime.run_created") == 1
         case wire.CancelRun():
             return made.count("runtime.run_cancelling") <= 1
-        case wire.ExecuteRun() | wire.ExecuteNode():
+        case wire.ExecuteRun() | wire.ExecuteNode() | wire.SetNodeStatus():
             return True
         case catalog_wire.CreateDefinition():
             return made == ["catalog.definition_created"]
@@ -264,27 +264,31 @@ def _difference(spec: TableSpec, folded: Any, stored: Any) -> str:
 
 
 def _with_losses(effects: Effects, history: list[Recorded]) -> Effects:
-    """The effects, but where the fifth executor was lost while the run went on, that is what happened."""
-    lost: set[tuple[Path, str, int]] = set()
+    """The effects, but where time ran out, or the fifth executor was lost, that is what happened."""
+    lost: dict[tuple[Path, str, int], Failure] = {}
     places: dict[str, tuple[str, str]] = {}
     requeues: dict[str, int] = {}
+    timed: set[str] = set()
     for each in history:
         event = each.event
         match event:
             case wire.NodeScheduled():
                 places[event.node_run_id] = (event.path, event.iteration)
                 requeues[event.node_run_id] = 0
+                timed |= {event.node_run_id} if event.timeout_seconds else set()
             case wire.NodeDispatched():
                 requeues[event.node_run_id] = 0
+                timed |= {event.node_run_id} if event.timeout_seconds else set()
             case wire.StepRequeued():
                 requeues[event.node_run_id] = event.requeues
-            case wire.NodeFailed() | wire.NodeCompleted() if event.error and event.error.code == "lease_lost":
-                if requeues[event.node_run_id] == REQUEUES_MAX - 1:
-                    lost.add((*places[event.node_run_id], event.attempt))
+            case wire.NodeFailed() | wire.NodeCompleted() | wire.NodeRetryScheduled() if event.error:
+                place = (*places.get(event.node_run_id, ("", "")), event.attempt)
+                if event.error.code == "timeout" and event.node_run_id in timed:
+                    lost[place] = Failure("timeout")
+                elif event.error.code == "lease_lost" and requeues[event.node_run_id] == REQUEUES_MAX - 1:
+                    lost[place] = Failure("lease_lost", retryable=False)
 
     def answer(path: Path, iteration: str, attempt: int) -> Success | Failure:
-        if (path, iteration, attempt) in lost:
-            return Failure("lease_lost", retryable=False)
-        return effects(path, iteration, attempt)
+        return lost.get((path, iteration, attempt)) or effects(path, iteration, attempt)
 
     return answer

@@ -12,6 +12,7 @@ from bus.kernel import Kernel
 from bus.lanes import Lane
 from bus.store import Incoming, Out, SendFailed, Unavailable, Unknown
 from handlers import catalog
+from handlers.ingress import IngressRules
 from handlers.runtime import Runtime
 from projections.catalog import Version
 from projections.runtime import NodeRun
@@ -19,7 +20,6 @@ from schemas import runtime as wire
 from schemas.envelope import decode_headers
 from schemas.messages import Command
 from schemas.runtime import Failure
-from schemas.topics import COMMANDS
 from tests.simulation import observations as seen
 from tests.simulation.memory import MemoryProducer, MemoryStore
 
@@ -34,6 +34,11 @@ ROOM = 4
 
 def claimable(row: NodeRun) -> bool:
     return row.ready and row.leased_by is None and row.status == "queued"
+
+
+def leased(row: NodeRun, by: str, at: float) -> NodeRun:
+    deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
+    return replace(row, leased_by=by, lease_until=at + LEASE_SECONDS, started_at=at, deadline_at=deadline)
 
 
 class Process:
@@ -106,12 +111,14 @@ class Process:
         silent = world.faults.strikes("slow_executor")
         await self.point("executing")
         ends = world.now() + (world.chance.uniform(7, 30) if silent else world.duration())
+        timed_out = 0 < row.deadline_at <= ends and not silent
+        ends = min(ends, row.deadline_at) if timed_out else ends
         while (left := ends - world.now()) > 0:
             await asyncio.sleep(min(left, RENEW_SECONDS))
             await self.point("executing")
             if not silent and not world.renew(row, self.name) and world.chance.random() < 0.5:
                 return
-        command = self._answer(row)
+        command = self._answer(row, timed_out)
         out = world.command(command, row, f"result:{row.lease_token}")
         if world.clients.started[row.run_id].poisoned:
             world.database.refused.add(decode_headers(out.headers).id)
@@ -128,9 +135,11 @@ class Process:
             except SendFailed:
                 continue
 
-    def _answer(self, row: NodeRun) -> Command:
+    def _answer(self, row: NodeRun, timed_out: bool) -> Command:
         worker = f"{self.name}:{row.lease_token}"
         names = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token, "worker": worker}
+        if timed_out:
+            return wire.FailNode(**names, error=Failure(code="timeout"))
         match self.world.effects(row.run_id)(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 return wire.CompleteNode(**names, output=output, output_text=text)
@@ -172,6 +181,8 @@ class Worker(Process):
             owner=name,
             steps=self,
             claimable={NodeRun: claimable},
+            limits=world.limits,
+            ingress=IngressRules(auth_required=False),
             defences=world.defences,
             immutable_facts=frozenset({Version}),
         )
@@ -182,7 +193,7 @@ class Worker(Process):
         if self.executing >= ROOM or self.world.chance.random() < 0.3:
             return None
         self.executing += 1
-        return replace(row, leased_by=self.name, lease_until=at + LEASE_SECONDS, started_at=at)
+        return leased(row, self.name, at)
 
     def start(self, row: NodeRun, lane: Lane) -> None:
         self.spawn(self._execute(row))
@@ -250,17 +261,19 @@ class Worker(Process):
             lane.gap = False
             if first and self.world.faults.strikes("redelivery"):
                 first = chance.randrange(first)
-            last = min(len(log.of(COMMANDS, lane.id)), lane.polled + chance.randint(1, 8))
+            place = self.world.place(lane.id)
+            last = min(len(log.of(*place)), lane.polled + chance.randint(1, 8))
             if self.world.faults.strikes("gap"):
                 first += 1  # These were fetched before the lane was ours.
-            records += [log.incoming(COMMANDS, lane.id, lane.id, at) for at in range(first, last)]
+            records += [log.incoming(place[0], lane.id, place[1], at) for at in range(first, last)]
         for _ in range(min(len(self.handed), chance.randint(1, 4))):
             records.insert(0, self.handed.popleft())
         return records
 
     async def _idle(self) -> None:
         self.woken.clear()
-        if any(lane.polled < len(self.world.log.of(COMMANDS, id)) for id, lane in self.kernel.lanes.items()):
+        ends = {id: len(self.world.log.of(*self.world.place(id))) for id in self.kernel.lanes}
+        if any(lane.polled < ends[id] for id, lane in self.kernel.lanes.items()):
             return
         try:
             async with asyncio.timeout(self.world.chance.uniform(0.1, 1.0)):

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bus.kernel import Defences
+from bus.kernel import Defences, Limits
+from bus.lanes import INGRESS_BASE
 from bus.plan import Partitions
 from bus.store import Out, Writes
 from handlers.programs import Programs
@@ -21,7 +22,7 @@ from projections.runtime import NodeRun
 from schemas import runtime as wire
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive
-from schemas.topics import COMMANDS, partition_of
+from schemas.topics import COMMANDS, INGRESS, partition_of
 from tests.simulation import fake_time
 from tests.simulation.clients import Clients
 from tests.simulation.faults import Faults, Rates
@@ -34,10 +35,12 @@ from tests.simulation.processes import (
     Process,
     Worker,
     claimable,
+    leased,
 )
 
 EPOCH = 1_700_000_000.0
 LANES = 4
+INGRESS_LANES = 2
 CHAOS_SECONDS = 40.0
 HEAL_SECONDS_MAX = 400.0
 NODE_ENDED = (wire.NodeCompleted, wire.NodeFailed, wire.NodeSkipped, wire.NodeCancelled)
@@ -58,6 +61,10 @@ class World:
         self.faults = Faults(self.chance, self.rates or Rates().drawn(self.chance))
         self.specs = [*runtime_rows.TABLES, *catalog_rows.TABLES]
         self.partitions = Partitions(LANES, self.chance.choice((3, LANES)), 1)
+        self.lanes = [*range(LANES), *range(INGRESS_BASE, INGRESS_BASE + INGRESS_LANES)]
+        self.limits = Limits(
+            aggregates_max=self.chance.choice((1, 2, 400)), rows_max=self.chance.choice((5, 50, 4_096))
+        )
         self.programs = Programs()
         self.share = self.chance.choice([2, 5, 256, 256])
         self.speed = self.chance.choice([0.002, 0.01, 0.05])
@@ -104,6 +111,10 @@ class World:
         key, partition = envelope.subject, partition_of(envelope.subject, LANES)
         return Out(partition, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id)
 
+    def place(self, lane: int) -> tuple[str, int]:
+        """The topic and partition of a lane."""
+        return (COMMANDS, lane) if lane < INGRESS_BASE else (INGRESS, lane - INGRESS_BASE)
+
     # Who owns what.
 
     def assigned(self, worker: Worker) -> set[int]:
@@ -143,7 +154,7 @@ class World:
         alive = [worker for worker in self.members if not worker.dead and worker.stopped_until <= self.now()]
         if not alive:
             return
-        for lane in range(LANES):
+        for lane in self.lanes:
             owner = self.assignment.get(lane)
             if owner not in alive or (self.faults.on and self.chance.random() < 0.3):
                 self._assign(lane, self.chance.choice(alive))
@@ -167,9 +178,8 @@ class World:
         waiting = [row for row in table.values() if claimable(row) and self._free(row)]
         claimed = []
         for row in self.chance.sample(waiting, min(limit, len(waiting))):
-            leased = replace(row, leased_by=name, lease_until=self.now() + LEASE_SECONDS, started_at=self.now())
-            table[row.id] = leased
-            claimed.append(leased)
+            table[row.id] = leased(row, name, self.now())
+            claimed.append(table[row.id])
         return claimed
 
     def renew(self, row: NodeRun, name: str) -> bool:
@@ -224,7 +234,7 @@ class World:
             await asyncio.sleep(1.0)
             alive = [worker for worker in self.members if worker.stopped_until <= self.now()]
             if alive and self.faults.strikes("rebalance"):
-                self._assign(self.chance.randrange(LANES), self.chance.choice(alive))
+                self._assign(self.chance.choice(self.lanes), self.chance.choice(alive))
 
     def ended(self, run_id: str) -> bool:
         run = self.database.tables["run"].get(run_id)
@@ -237,14 +247,15 @@ class World:
         self.step_made.set()
 
     def _on_append(self, out: Out) -> None:
-        if out.topic == COMMANDS and (owner := self.assignment.get(out.partition)) is not None:
+        lane = out.partition + (INGRESS_BASE if out.topic == INGRESS else 0)
+        if out.topic in (COMMANDS, INGRESS) and (owner := self.assignment.get(lane)) is not None:
             owner.woken.set()
 
     # A whole simulation.
 
     async def live(self) -> None:
         """Chaos, then healing, then some time for what comes late."""
-        self.database = MemoryDatabase(range(LANES), self.specs, self.now)
+        self.database = MemoryDatabase(self.lanes, self.specs, self.now)
         self.database.fence = self.defences.fence
         self.database.committed = self._on_commit
         self.log = MemoryLog(self.now)
@@ -286,14 +297,14 @@ class World:
             owner = self.assignment[lane].kernel.lanes.get(lane)
             if owner is None or not owner.settle() or owner.unsettled:
                 return False
-            if row.next_offset != len(self.log.of(COMMANDS, lane)):
+            if row.next_offset != len(self.log.of(*self.place(lane))):
                 return False
         return True
 
     def _stuck(self) -> str:
         runs = {id: row.status for id, row in self.database.tables["run"].items()}
         lanes = {
-            lane: (row.epoch, row.next_offset, len(self.log.of(COMMANDS, lane)), self.assignment[lane].name)
+            lane: (row.epoch, row.next_offset, len(self.log.of(*self.place(lane))), self.assignment[lane].name)
             for lane, row in self.database.lanes.items()
         }
         live = [row for row in self.database.tables["node_run"].values() if row.status not in wire.NODE_ENDED]
