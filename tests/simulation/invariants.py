@@ -54,7 +54,7 @@ def violations(world: World) -> list[str]:
 def _poisoned_end(history: list[Recorded]) -> list[str]:
     """A run one of whose messages is a dead letter does not wait for it for ever."""
     match history[-1].event if history else None:
-        case wire.RunFailed(error=error) if error.code == "internal_error":
+        case wire.RunFailed(error=error) if error.code in ("internal_error", "lease_lost"):
             return []
     return [f"poison: a run ended with {history[-1:]}"]
 
