@@ -55,7 +55,8 @@ async def recorded_partitions(url: str) -> dict[str, int]:
     engine = create_async_engine(url)
     try:
         async with engine.connect() as connection:
-            rows = await connection.execute(sa.select(LANE.c.topic, sa.func.count().label("lanes")).group_by(LANE.c.topic))
+            counted = sa.select(LANE.c.topic, sa.func.count().label("lanes")).group_by(LANE.c.topic)
+            rows = await connection.execute(counted)
             return {row.topic: row.lanes for row in rows}
     finally:
         await engine.dispose()
