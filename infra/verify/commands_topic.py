@@ -9,7 +9,7 @@ from typing import Any
 
 from bus.postgres import load_headers
 from bus.replay import Extent
-from infra.verify.system import LaneRow, System, known
+from infra.verify.system import KEPT_SECONDS, LaneRow, System, known
 from schemas import registry
 from schemas.envelope import Envelope, Malformed, decode_headers, header
 from schemas.messages import derive, natural_id
@@ -122,6 +122,7 @@ async def _judge_ingress(system: System, partition: int, reads: Sequence[Read], 
 async def _judge_commands(system: System, partition: int, reads: Sequence[Read], expected: Expected) -> None:
     """I1, I5: what was taken left its outcome, its inbox row or a dead letter; I6: and has a cause."""
     letters = await _letters(system, COMMANDS, partition, reads)
+    since = system.now - KEPT_SECONDS
     keys = sorted({(r.envelope.id, r.envelope.redrive) for r in reads if r.envelope and _inboxed(r.envelope)})
     rows = await system.database.fetch(_INBOX, [id for id, _ in keys], [redrive for _, redrive in keys])
     inbox = {(str(row[0]), row[1]) for row in rows}
@@ -135,7 +136,7 @@ async def _judge_commands(system: System, partition: int, reads: Sequence[Read],
         elif envelope.fingerprint:
             if envelope.id not in settled:
                 system.report.add("I1", [f"command {envelope.id} ({envelope.type}) at {place} has no outcome"])
-        elif _inboxed(envelope) and (envelope.id, envelope.redrive) not in inbox:
+        elif _inboxed(envelope) and (envelope.id, envelope.redrive) not in inbox and read.timestamp > since:
             system.report.add("I5", [f"command {envelope.id} ({envelope.type}) at {place} left no inbox row"])
         if envelope is not None and not envelope.fingerprint:
             expected.caused.setdefault(envelope.causation_id, f"{envelope.id} ({envelope.type}) at {place}")

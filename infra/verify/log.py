@@ -16,13 +16,11 @@ from infra.verify.history import (
     sequence,
     terminal_transitions,
 )
-from infra.verify.system import System, chunks, known
+from infra.verify.system import KEPT_SECONDS, System, chunks, known
 from schemas import registry, runtime
 from schemas.messages import UUID_PATTERN
 
 EVENTS_PER_COMPARISON = 2_000
-KEPT_SECONDS = 6 * 86_400
-"""Inbox rows and outcomes of older messages may have been pruned."""
 
 _LOG = """SELECT aggregate_id, seq, lane, type, tenant_id, at, actor, correlation_id, causation_id, traceparent, data
 FROM event ORDER BY aggregate_id, seq"""

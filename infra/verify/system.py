@@ -16,6 +16,8 @@ from schemas.messages import UUID_PATTERN
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 
 _SESSION = {"role": "ap_worker", "application_name": "agent-platform verify", "default_transaction_read_only": "on"}
+KEPT_SECONDS = 7 * 86_400
+"""Inbox rows of older messages may have been forgotten."""
 TOPICS = (COMMANDS, INGRESS, EVENTS, DEAD_LETTERS)
 
 
