@@ -36,9 +36,16 @@ class Peer:
         self._requests = child.stdin
         self._answers = child.stdout
         self._log = log
+        self._server: int | None = None
+
+    async def ready(self) -> None:
+        """Wait until it takes loads. Raises BenchFailed."""
+        self._server = (await self.answer())["server"]
 
     def kinds(self) -> Kinds:
-        """Client and worker are one process: it counts as the worker."""
+        """Client and worker are one process: it counts as the worker. Who has a server needs no Postgres."""
+        if self._server is not None:
+            return {"worker": [self._child.pid], "server": [self._server]}
         postgres = self._stack.postgres.child
         return {"worker": [self._child.pid], "postgres": [] if postgres is None else [postgres.pid]}
 
@@ -78,7 +85,7 @@ async def started(name: str, stack: EmbeddedStack) -> AsyncIterator[Peer]:
     try:
         peer = Peer(name, stack, child, log)
         async with asyncio.timeout(START_SECONDS_MAX):
-            await peer.answer()
+            await peer.ready()
         yield peer
         await peer.end()
     finally:

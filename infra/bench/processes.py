@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ Kinds = Mapping[str, Sequence[int]]
 """The root processes of each kind: worker, client, postgres, kafka."""
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int, apart: Set[int] = frozenset()) -> float:
     """CPU time of a process, of its living descendants, and of all that any of these has waited for.
 
     A Postgres backend that has ended is counted: the postmaster waits for it, and Linux adds its time to the
-    postmaster's `children` times. Read again when somebody was waited for meanwhile.
+    postmaster's `children` times. Read again when somebody was waited for meanwhile. `apart`: descendants to
+    leave out, with theirs.
     """
     root = psutil.Process(pid)
     if pid == os.getpid():  # Everything was started by this process, and is accounted for by itself.
@@ -27,19 +29,22 @@ def cpu_seconds(pid: int) -> float:
     while True:
         before = root.cpu_times()
         total = 0.0
-        for process in root.children(recursive=True):
-            try:
+        for process in _descendants(root, apart):
+            with contextlib.suppress(psutil.NoSuchProcess):  # In its parent's times now.
                 total += _total(process.cpu_times())
-            except psutil.NoSuchProcess:
-                continue  # In its parent's times now, or the loop goes round again.
         after = root.cpu_times()
         if (before.children_user, before.children_system) == (after.children_user, after.children_system):
             return total + _total(after)
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of one process."""
-    return int(psutil.Process(pid).memory_info().rss)
+def _descendants(root: psutil.Process, apart: Set[int]) -> list[psutil.Process]:
+    """All below a process but those `apart` and what is below them."""
+    found = root.children(recursive=True)
+    left_out = set(apart)
+    for process in found:
+        if process.pid in apart:
+            left_out |= {below.pid for below in process.children(recursive=True)}
+    return [process for process in found if process.pid not in left_out]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ class CpuSpent:
 def read_cpu(kinds: Kinds) -> CpuReading:
     busy = psutil.cpu_times()
     machine = busy.user + busy.nice + busy.system + busy.irq + busy.softirq + busy.steal
-    found = {kind: sum(cpu_seconds(pid) for pid in pids) for kind, pids in kinds.items() if pids}
+    roots = {pid for pids in kinds.values() for pid in pids}
+    found = {kind: sum(cpu_seconds(pid, roots) for pid in pids) for kind, pids in kinds.items() if pids}
     return CpuReading(time.perf_counter(), found, machine)
 
 

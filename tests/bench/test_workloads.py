@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 
@@ -76,9 +77,11 @@ async def test_a_run_that_lacks_node_runs_is_no_measurement(services: EmbeddedSt
             await Chain(under_way.platform, version, nodes=3).load(Load(2, 2, 30.0))
 
 
-@pytest.mark.parametrize("name", ["dbos", "absurd_sdk", "langgraph", "procrastinate"])
+@pytest.mark.parametrize("name", ["dbos", "absurd_sdk", "langgraph", "procrastinate", "restate"])
 async def test_a_peer_records_every_run_and_step(services: EmbeddedStack, name: str) -> None:
     pytest.importorskip(name)
+    if name == "restate" and shutil.which("restate-server") is None:
+        pytest.skip("restate-server is not on the path")
     async with peer.started(name.removesuffix("_sdk"), services) as other:
         measured = await other.load(Load(2, 3, 30.0))
         assert measured.runs == 3

@@ -31,5 +31,9 @@ PEERS: Mapping[str, Peer] = {
         "procrastinate",
         "a job row for each step, updated when fetched and when finished, with an event row for each change",
     ),
+    "restate": Peer(
+        "restate-sdk",
+        "journal entries of the step's command and result in the server's replicated log, applied to its store",
+    ),
 }
 """By name: the module `infra.bench.peers.<name>` has `async def run(workload: Workload) -> None`."""

@@ -23,6 +23,7 @@ class Workload:
     """What an adapter is asked to do: `nodes` steps a run, on an empty database of its own.
 
     `runs`: how many it has done, all loads together; an adapter checks at its end that all are recorded.
+    `server`: the process of a server that it has started, accounted for by itself.
     """
 
     database_url: str
@@ -30,10 +31,11 @@ class Workload:
     requests: asyncio.StreamReader
     answers: BinaryIO
     runs: int = 0
+    server: int | None = None
 
     async def loads(self) -> AsyncIterator[Load]:
         """The loads that are asked for, until nobody asks any more. Each must be put on something."""
-        self._answer({"ready": True})
+        self._answer({"server": self.server})
         while line := await self.requests.readline():
             yield Load(**orjson.loads(line))
 
