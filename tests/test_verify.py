@@ -138,6 +138,29 @@ async def test_a_sound_system_at_rest_is_clean(worked: Worked) -> None:
         assert report.checked[looked_at] > 0, looked_at
 
 
+async def test_a_system_under_load_is_clean(services: EmbeddedStack) -> None:
+    """What is on its way between Postgres and Kafka while it is looked at is no violation."""
+    step = node("step", "code", code="result = 1")
+    async with prepared(services, f"loaded_{os.getpid()}") as settings, running(settings) as live:
+        id = await live.publish_workflow("w", chain(node("start", "start"), step, node("end", "answer", text="a")))
+        sent: list[str] = []
+
+        async def load() -> None:
+            while True:
+                sent.extend([await live.send(CreateRun(workflow_id=id)) for _ in range(10)])
+
+        loading = asyncio.create_task(load())
+        try:
+            for _ in range(3):
+                report = await examine(settings, settle_seconds=10.0)
+                assert report.clean, report.document()
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        assert report.checked["events"] > 0
+        assert {await live.run_ended(run) for run in sent} == {"completed"}
+
+
 BREAKS = {
     "a command without outcome": (
         "I1", "DELETE FROM command_outcome WHERE command_id = '{refused}'", "{refused}"
