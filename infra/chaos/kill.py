@@ -152,6 +152,7 @@ class Killer:
         self._aims: list[Aim] = []
         self._watches: list[asyncio.Task[None]] = []
         self._began = 0.0
+        self._served = 0
         self._disturbed: list[float] = []
 
     async def run(self) -> None:
@@ -193,6 +194,8 @@ class Killer:
     async def _kill_busy(self, name: str) -> None:
         aim = await self._aim(name)
         kill = aim.kill
+        if aim.victim.role == "gateway":
+            self._served = self._load.served
         self._report.kills.append(kill)
         self._disturbed.append(kill.at)
         self._aims.append(aim)
@@ -221,7 +224,8 @@ class Killer:
     async def _look(self, victim: Victim) -> Aim:
         kill = Kill(victim.name, self._elapsed())
         if victim.role == "gateway":
-            kill.requests = self._load.in_flight
+            # Attempts to reach one that is not up yet are no work in flight.
+            kill.requests = self._load.in_flight if self._load.served > self._served else 0
             return Aim(kill, victim, [], [], 0.0)
         pattern = victim.owner_pattern
         async with self._database() as database:

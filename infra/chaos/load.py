@@ -47,6 +47,11 @@ class Load:
     versions: dict[str, str] = field(default_factory=dict)
     started: int = 0
 
+    @property
+    def served(self) -> int:
+        """How many requests a gateway has taken a run by."""
+        return self.answers["201"] + self.answers["202"]
+
     async def prepare(self) -> None:
         """Publish the workflows."""
         async with self._client() as client:
