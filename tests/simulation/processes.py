@@ -106,6 +106,7 @@ class Process:
     async def perform(self, row: NodeRun) -> None:
         """Execute a leased step, and tell the lane what came out; a slow one may answer when nobody waits."""
         world = self.world
+        world.begin(row)
         if world.faults.strikes("lost_executor"):
             return
         silent = world.faults.strikes("slow_executor")

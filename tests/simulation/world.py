@@ -74,6 +74,7 @@ class World:
         self.members: list[Worker] = []
         self.assignment: dict[int, Worker] = {}
         self.answers: dict[bytes, Out] = {}
+        self.begun: set[tuple[str, int]] = set()
         self._names = Counter[str]()
 
     # What processes ask.
@@ -181,6 +182,12 @@ class World:
             table[row.id] = leased(row, name, self.now())
             claimed.append(table[row.id])
         return claimed
+
+    def begin(self, row: NodeRun) -> None:
+        """I8: nobody executes a step under a lease that somebody has executed it under."""
+        if (row.id, row.lease_token) in self.begun:
+            self.report(f"{row.run_id}: {row.path} {row.iteration} was executed twice under token {row.lease_token}")
+        self.begun.add((row.id, row.lease_token))
 
     def renew(self, row: NodeRun, name: str) -> bool:
         table = self.database.tables["node_run"]
