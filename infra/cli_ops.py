@@ -192,10 +192,10 @@ def dlq_drop(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> None
 
 
 @lanes.callback(invoke_without_command=True)
-def lanes_alone(context: typer.Context) -> None:
+def lanes_alone(context: typer.Context, data: Data = None, as_json: AsJson = False) -> None:
     """Show every lane unless told to do more."""
     if context.invoked_subcommand is None:
-        lanes_list()
+        lanes_list(data, as_json)
 
 
 @lanes.command("list")
