@@ -24,6 +24,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="For how long a load starts runs, at most")] = 10.0,
     small: Annotated[bool, typer.Option("--small", help="A quick look: little stored, few runs, one repeat")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything measured to this file")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder to use and keep [default: a temporary one]")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw chain-10 as an SVG file")] = None,
 ) -> None:
     """Measure throughput, latency and CPU cost, side by side with other durable engines."""
@@ -41,11 +42,14 @@ def bench(
         repeats=repeats,
         seconds=seconds,
     )
+    for file in (json, plot):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file.absolute().parent} is no folder", param_hint="--json, --plot")
     chosen = _known(workloads or list(WORKLOADS), WORKLOADS, "WORKLOADS")
-    with tempfile.TemporaryDirectory(prefix="ap-bench-", ignore_cleanup_errors=True) as folder:
-        settings = load_settings(data_dir=Path(folder), gateway_port=0, auth_required=False)
+    with tempfile.TemporaryDirectory(prefix="ap-bench-", ignore_cleanup_errors=True) as temporary:
+        settings = load_settings(data_dir=data or Path(temporary), gateway_port=0, auth_required=False)
         try:
-            found = uvloop.run(runner.run(chosen, options.small() if small else options, settings, Path(folder), _say))
+            found = uvloop.run(runner.run(chosen, options.small() if small else options, settings, _say))
         except BenchFailed as error:
             typer.echo(f"ap: the benchmark failed: {error}", err=True)
             raise typer.Exit(1) from None

@@ -57,9 +57,12 @@ async def closed_loop(one: One, load: Load) -> Measured:
             await one()
             latencies.append(time.perf_counter() - start)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(load.in_flight, load.runs)):
-            group.create_task(client())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(load.in_flight, load.runs)):
+                group.create_task(client())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None  # The others tell the same.
     return Measured(time.perf_counter() - began, latencies)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from infra.embedded.jars import read_lock
 from infra.embedded.postgres import program
 from infra.embedded.processes import run_tool
 
@@ -28,6 +29,7 @@ def facts() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "postgres": run_tool([str(program("postgres")), "--version"], what="postgres --version").split()[-1],
+        "kafka": next(jar.version for jar in read_lock() if jar.artifact.startswith("kafka_")),
         "packages": {name: version(name) for name in PACKAGES},
     }
 

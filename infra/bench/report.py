@@ -53,9 +53,9 @@ def _machine(report: Report) -> str:
     machine, options = report.machine, report.options
     return (
         f"{machine['at']}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB,"
-        f" {machine['system']}, Python {machine['python']}, Postgres {machine['postgres']} (fsync and"
-        f" synchronous_commit on), load average before {machine['load_average']}; {options.repeats} repeats of at most"
-        f" {options.seconds:g} s and {options.runs} runs: median (least-greatest)"
+        f" {machine['system']}, Python {machine['python']}, Kafka {machine['kafka']}, Postgres {machine['postgres']}"
+        f" (fsync and synchronous_commit on), load average before {machine['load_average']};"
+        f" {options.repeats} repeats of at most {options.seconds:g} s and {options.runs} runs: median (least-greatest)"
     )
 
 

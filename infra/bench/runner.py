@@ -1,15 +1,15 @@
-"""Runs a whole benchmark: servers in a folder, the workloads one after the other, everything stopped at the end."""
+"""Runs a whole benchmark: servers in a data folder, one workload after the other, everything stopped at the end."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 
 from infra.bench import gateway_loads, growth, machine, take_over, workloads
 from infra.bench.bench import Bench, Options, Report, Say
 from infra.bench.catalogue import PEERS
-from infra.bench.platform import started
+from infra.bench.platform import BenchFailed, started
 from infra.embedded import EmbeddedStack
 from infra.settings import Settings
 
@@ -26,11 +26,11 @@ BY_NAME: Mapping[str, Callable[[Bench], Awaitable[None]]] = {
 }
 
 
-async def run(names: Sequence[str], options: Options, settings: Settings, folder: Path, say: Say) -> Report:
+async def run(names: Sequence[str], options: Options, settings: Settings, say: Say) -> Report:
     """Measure the named workloads. Raises BenchFailed or StackError; nothing runs then."""
-    facts = machine.facts()
+    facts, versions = machine.facts(), installed(options.against)
     async with EmbeddedStack(
-        folder,
+        settings.data_dir,
         full_jit=True,
         heap_megabytes=settings.embedded_kafka_heap_megabytes,
         cache_dir=settings.cache_dir,
@@ -46,5 +46,18 @@ async def run(names: Sequence[str], options: Options, settings: Settings, folder
             for name in names:
                 say(f"{name} ...")
                 await BY_NAME[name](bench)
-    versions = {name: version(PEERS[name].package) for name in options.against}
     return Report(facts, options, versions, bench.results)
+
+
+def installed(names: Sequence[str]) -> Mapping[str, str]:
+    """The versions of these peers. Raises BenchFailed naming what is missing."""
+    found = {}
+    for name in names:
+        peer = PEERS[name]
+        try:
+            found[name] = version(peer.package)
+        except PackageNotFoundError:
+            raise BenchFailed(f"{name} needs the package {peer.package}: `make bench` installs it") from None
+        if peer.program is not None and shutil.which(peer.program[0]) is None:
+            raise BenchFailed(f"{name} needs {peer.program[0]} on the path: npm install --global {peer.program[1]}")
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 
 from infra.bench.bench import Bench
-from infra.bench.load import Load
+from infra.bench.load import Load, closed_loop
 from infra.bench.measure import Values
-from infra.bench.platform import Chain, Platform
+from infra.bench.platform import PATIENCE_SECONDS, Chain, Platform
 from infra.bench.workloads import NODES, PURE
 from schemas.topics import partition_of
 
@@ -47,13 +46,11 @@ async def _every_lane(platform: Platform, version: str, began: float) -> Values:
     while len(ids) < lanes:
         id = str(uuid.uuid4())
         ids[partition_of(id, lanes)] = id
-    ends: list[float] = []
+    waiting, ends = list(ids.values()), []
 
-    async def one(id: str) -> None:
-        await platform.run_once(version, id)
+    async def one() -> None:
+        await platform.run_once(version, waiting.pop())
         ends.append(time.perf_counter() - began)
 
-    async with asyncio.TaskGroup() as group:
-        for id in ids.values():
-            group.create_task(one(id))
+    await closed_loop(one, Load(lanes, lanes, PATIENCE_SECONDS))
     return {"first lane s": min(ends), "every lane s": max(ends)}

@@ -15,7 +15,9 @@ from infra.bench import plots, report
 from infra.bench.bench import Options, Report
 from infra.bench.load import Load, closed_loop, percentile
 from infra.bench.measure import OURS, Result, Spread
+from infra.bench.platform import BenchFailed
 from infra.bench.processes import cpu_seconds, read_cpu
+from infra.bench.runner import installed
 
 BURN_SECONDS = 0.3
 BURN = f"import time\nwhile time.process_time() < {BURN_SECONDS}: pass"
@@ -65,7 +67,7 @@ class TestClosedLoop:
         async def one() -> None:
             raise RuntimeError("a run failed")
 
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(RuntimeError, match="a run failed"):
             await closed_loop(one, Load(in_flight=2, runs=4, seconds=60))
 
 
@@ -113,6 +115,7 @@ MACHINE = {
     "system": "Linux",
     "python": "3.11",
     "postgres": "18.6",
+    "kafka": "4.4.0",
     "load_average": 0.1,
 }
 REPORT = Report(MACHINE, Options(against=["dbos"]), {"dbos": "3.4.0"}, RESULTS)
@@ -148,3 +151,9 @@ def test_the_plot_has_a_bar_for_each_system_and_load() -> None:
     background = 1
     assert len(drawn.findall(f"{space}rect")) - background == 4
     assert any("a <fast> one" in (text.text or "") for text in drawn.findall(f"{space}text"))
+
+
+def test_what_a_peer_needs_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BenchFailed, match="restate needs"):
+        installed(["restate"])

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A system to compare with. `package`: whose version is reported; `records`: what a step of it leaves behind."""
+    """A system to compare with. `package`: whose version is reported; `records`: what a step of it leaves behind.
+
+    `program`: what must be on the path besides, and the package of npm that brings it.
+    """
 
     package: str
     records: str
+    program: tuple[str, str] | None = None
 
 
 PEERS: Mapping[str, Peer] = {
@@ -34,6 +38,7 @@ PEERS: Mapping[str, Peer] = {
     "restate": Peer(
         "restate-sdk",
         "journal entries of the step's command and result in the server's replicated log, applied to its store",
+        program=("restate-server", "@restatedev/restate-server"),
     ),
 }
 """By name: the module `infra.bench.peers.<name>` has `async def run(workload: Workload) -> None`."""

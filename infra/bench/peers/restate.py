@@ -54,7 +54,7 @@ async def _server(workload: Workload) -> AsyncIterator[tuple[int, int]]:
     """A server on an empty folder; its ports of ingress and admin."""
     program = shutil.which("restate-server")
     if program is None:
-        raise FileNotFoundError("restate-server is not on the path: npm install --global @restatedev/restate-server")
+        raise FileNotFoundError("restate-server is not on the path")
     ports = [free_port() for _ in range(3)]
     with tempfile.TemporaryDirectory(prefix="ap-restate-", ignore_cleanup_errors=True) as folder:
         settings = {
