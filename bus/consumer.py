@@ -133,7 +133,7 @@ def decoded(place: TopicPartition, data: bytes, offset: int) -> tuple[list[Any],
             continue
         try:
             found = list(_records(place, batch))
-        except (ValueError, IndexError, EOFError, struct.error, zlib.error, UnsupportedCodecError) as error:
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, UnsupportedCodecError) as error:
             name = f"{place.topic}/{place.partition}"
             log.error("%s@%d to %d cannot be read: %s", name, batch.base, batch.next_offset - 1, error)
             found = [_record(place, batch, at, 0, None, None, []) for at in range(batch.next_offset - batch.base)]

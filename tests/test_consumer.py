@@ -1,0 +1,146 @@
+"""What the client library cannot decode is decoded here: whole batches, leniently, each record at its offset."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CorruptRecordException
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.consumer import decoded
+from bus.lanes import GAPS_MAX, Lane
+from bus.store import Claimed
+from tests.poison.raw import SNAPPY, RawRecord, batch
+
+PLACE = TopicPartition("ingress", 3)
+BODY_AT = 61
+ATTRIBUTES_AT = 21
+GZIP, CONTROL, APPEND_TIME = 1, 0x20, 0x08
+
+bytes_or_none = st.none() | st.binary(max_size=200)
+records = st.builds(
+    RawRecord,
+    bytes_or_none,
+    st.lists(st.tuples(st.binary(max_size=20), bytes_or_none), max_size=5),
+    bytes_or_none,
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A batch as the broker keeps it: at an offset."""
+
+    data: bytes
+    base: int
+
+    def __bytes__(self) -> bytes:
+        return struct.pack(">q", self.base) + self.data[8:]
+
+    def with_attributes(self, attributes: int) -> Stored:
+        data = self.data[:ATTRIBUTES_AT] + struct.pack(">h", attributes) + self.data[ATTRIBUTES_AT + 2 :]
+        return Stored(data, self.base)
+
+    def with_body(self, body: bytes) -> Stored:
+        head = self.data[:8] + struct.pack(">i", BODY_AT - 12 + len(body)) + self.data[12:BODY_AT]
+        return Stored(head + body, self.base)
+
+
+def stored(base: int, *of: RawRecord, codec: int = 0) -> Stored:
+    return Stored(batch(of, codec=codec, timestamp=1_000.0), base)
+
+
+def values(data: bytes, offset: int = 0) -> tuple[list[tuple[int, bytes | None]], int]:
+    found, after = decoded(PLACE, data, offset)
+    return [(record.offset, record.value) for record in found], after
+
+
+@given(st.lists(st.lists(records, min_size=1, max_size=4), max_size=4))
+def test_what_was_written_is_read(batches: Sequence[Sequence[RawRecord]]) -> None:
+    data, written, offset = b"", [], 100
+    for of in batches:
+        data += bytes(stored(offset, *of))
+        written += [(offset + number, record) for number, record in enumerate(of)]
+        offset += len(of)
+    found, after = decoded(PLACE, data, 100)
+    assert after == offset
+    assert [(each.offset, each.key, each.value) for each in found] == [(at, r.key, r.value) for at, r in written]
+    for each, (_, record) in zip(found, written, strict=True):
+        names = [(name.decode("utf-8", "replace"), value) for name, value in record.headers]
+        assert list(each.headers) == names
+        assert (each.topic, each.partition, each.timestamp) == ("ingress", 3, 1_000_000)
+
+
+@given(st.binary(max_size=300), st.integers(1, 5))
+def test_a_batch_of_rubbish_gives_a_bare_record_for_each_offset(rubbish: bytes, count: int) -> None:
+    broken = stored(7, *[RawRecord(b"x")] * count).with_body(b"\xff" * 12 + rubbish)
+    found, after = decoded(PLACE, bytes(broken) + bytes(stored(7 + count, RawRecord(b"good"))), 7)
+    assert [each.offset for each in found] == list(range(7, 8 + count))
+    assert [(each.value, each.headers) for each in found[:-1]] == [(None, ())] * count
+    assert (found[-1].value, after) == (b"good", 8 + count)
+
+
+def test_a_fetch_that_ends_within_a_batch_gives_the_whole_ones() -> None:
+    data = bytes(stored(0, RawRecord(b"a"))) + bytes(stored(1, RawRecord(b"b")))
+    for cut in (1, 30, BODY_AT):
+        assert values(data[:-cut]) == ([(0, b"a")], 1)
+
+
+def test_records_before_the_wanted_one_are_left_out() -> None:
+    data = bytes(stored(10, RawRecord(b"a"), RawRecord(b"b"), RawRecord(b"c")))
+    assert values(data, 12) == ([(12, b"c")], 13)
+
+
+def test_markers_of_transactions_are_passed_over() -> None:
+    marker = stored(1, RawRecord(b"commit")).with_attributes(CONTROL)
+    data = bytes(stored(0, RawRecord(b"a"))) + bytes(marker)
+    assert values(data) == ([(0, b"a")], 2)
+
+
+def test_gzip_is_undone_and_what_has_no_decoder_is_bare() -> None:
+    plain = stored(0, RawRecord(b"a"))
+    squeezed = plain.with_body(gzip.compress(plain.data[BODY_AT:])).with_attributes(GZIP)
+    assert values(bytes(squeezed)) == ([(0, b"a")], 1)
+    assert values(bytes(plain.with_body(b"not gzip").with_attributes(GZIP))) == ([(0, None)], 1)
+    assert values(bytes(plain.with_attributes(7))) == ([(0, None)], 1)
+    assert values(bytes(stored(0, RawRecord(b"a"), codec=SNAPPY)))[1] == 1
+
+
+def test_the_time_is_the_brokers_where_the_topic_says_so() -> None:
+    (record,), _ = decoded(PLACE, bytes(stored(0, RawRecord(b"a")).with_attributes(APPEND_TIME)), 0)
+    assert (record.timestamp, record.timestamp_type) == (1_000_000, 1)
+
+
+def test_a_format_of_old_is_an_error() -> None:
+    data = bytearray(bytes(stored(0, RawRecord(b"a"))))
+    data[16] = 1
+    with pytest.raises(CorruptRecordException, match="magic 1"):
+        decoded(PLACE, bytes(data), 0)
+
+
+# --- holes ---------------------------------------------------------------------------------------------------
+
+
+def lane() -> Lane:
+    return Lane(Claimed(lane=0, epoch=1, next_offset=5, position=0, sent=0), 10)
+
+
+def test_a_record_behind_a_known_hole_is_the_next_one() -> None:
+    it = lane()
+    assert it.takes(8, follows=5)
+    assert (it.polled, it.gap) == (9, False)
+    assert not it.takes(8, follows=8), "again"
+
+
+@pytest.mark.parametrize("follows", [-1, 6, 8])
+def test_a_record_behind_something_missing_waits(follows: int) -> None:
+    it = lane()
+    assert not it.takes(8, follows=follows)
+    assert (it.polled, it.gap) == (5, True)
+    it.gaps = GAPS_MAX
+    assert it.takes(8, follows=follows), "believed at last"
