@@ -33,7 +33,7 @@ class Options:
     warm_up_seconds: float = 3.0
     reads_in_flight: int = 32
     long_nodes: int = 1_000
-    long_in_flight: int = 50
+    long_in_flight: int = 20
     stored_node_runs: int = 1_000_000
     memory_runs: int = 2_000
 
@@ -41,7 +41,7 @@ class Options:
         """The same for a quick look: figures mean little, and everything is gone through."""
         return replace(
             self, runs=min(self.runs, 200), repeats=1, seconds=min(self.seconds, 2.0), alone_runs=20,
-            warm_up_seconds=0.5, long_nodes=100, long_in_flight=10, stored_node_runs=20_000, memory_runs=200,
+            warm_up_seconds=0.5, long_nodes=100, long_in_flight=5, stored_node_runs=20_000, memory_runs=200,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from infra.bench.measure import OURS
 from infra.bench.processes import Kinds
 from infra.bench.role import NOOP
 from infra.embedded import EmbeddedStack
-from infra.embedded.processes import KILL, STOP_GENTLY, spawn, stop_child
+from infra.embedded.processes import KILL, STOP_GENTLY, log_tail, spawn, stop_child
 from infra.embedded.state import Role
 from infra.settings import Settings, setting_name
 from schemas.catalog import CreateDefinition, definition_id
@@ -37,6 +37,7 @@ from schemas.topics import COMMANDS, EVENTS, partition_of
 
 TENANT = "bench"
 PATIENCE_SECONDS = 60.0
+RUN_SECONDS_MAX = 300.0
 COMPLETED = b"runtime.run_completed"
 ENDED_OTHERWISE = frozenset({b"runtime.run_failed", b"runtime.run_cancelled", b"runtime.run_compensated"})
 
@@ -92,7 +93,7 @@ class Platform:
                 await asyncio.sleep(0.1)
         finally:
             await connection.close()
-        raise BenchFailed(f"the workers {sorted(wanted)} did not come to share the lanes{self._why()}")
+        raise BenchFailed(f"the workers {sorted(wanted)} did not come to share the lanes")
 
     async def stop_workers(self) -> None:
         workers, self.workers = self.workers, []
@@ -169,15 +170,24 @@ class Platform:
         ended = self._waiting[id] = asyncio.get_running_loop().create_future()
         await self.send([(id, CreateRun(workflow_version_id=version, inputs={"x": 1}))])
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(RUN_SECONDS_MAX):
                 await ended
         except TimeoutError:
-            raise BenchFailed(f"run {id} did not end within {PATIENCE_SECONDS:g} s{self._why()}") from None
+            raise BenchFailed(f"run {id} did not end within {RUN_SECONDS_MAX:g} s") from None
         return id
 
-    def _why(self) -> str:
+    def _notice_the_dead(self) -> None:
+        """Whoever waits for a run waits in vain once a worker has ended that was not asked to."""
         dead = [worker.pid for worker in self.workers if worker.poll() is not None]
-        return f"; worker {dead[0]} has ended, see {self.stack.folder.path}/log" if dead else ""
+        if dead:
+            waiting, self._waiting = self._waiting, {}
+            for ended in waiting.values():
+                if not ended.done():
+                    ended.set_exception(BenchFailed(f"worker {dead[0]} has ended ({self._last_words()})"))
+
+    def _last_words(self) -> str:
+        logs = sorted((self.stack.folder.path / "log").glob("worker-*.log"), key=lambda log: log.stat().st_mtime)
+        return log_tail(logs[-1], ("Error", "ERROR")) if logs else ""
 
     async def watch(self) -> None:
         """Read the events topic and end the waiting of those whose run has ended."""
@@ -193,6 +203,7 @@ class Platform:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     for record in records:
                         self._note(header(record.headers, "ce_type") or b"", record.key)
+                self._notice_the_dead()
         finally:
             await consumer.stop()
 

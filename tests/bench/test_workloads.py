@@ -77,6 +77,17 @@ async def test_a_run_that_lacks_node_runs_is_no_measurement(services: EmbeddedSt
             await Chain(under_way.platform, version, nodes=3).load(Load(2, 2, 30.0))
 
 
+async def test_a_worker_that_dies_ends_the_measurement(services: EmbeddedStack) -> None:
+    async with bench(services) as under_way:
+        platform = under_way.platform
+        async with platform.running():
+            version = await platform.create_workflow(2, NOOP)
+            await Chain(platform, version, 2).load(Load(1, 1, 30.0))
+            platform.workers[0].kill()
+            with pytest.raises(BenchFailed, match="has ended"):
+                await platform.run_once(version)
+
+
 @pytest.mark.parametrize("name", ["dbos", "absurd_sdk", "langgraph", "procrastinate", "restate"])
 async def test_a_peer_records_every_run_and_step(services: EmbeddedStack, name: str) -> None:
     pytest.importorskip(name)
