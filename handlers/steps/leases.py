@@ -53,7 +53,7 @@ WHERE n.lane = ANY($1::int2[]) AND n.ready AND n.leased_by IS NOT NULL AND n.res
 
 _UNHEARD = """SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, n.result, r.traceparent, r.correlation_id
 FROM node_run n JOIN run r ON r.id = n.run_id
-WHERE n.lane = ANY($1::int2[]) AND n.ready AND n.result IS NOT NULL
+WHERE n.lane = ANY($1::int2[]) AND n.ready AND n.leased_by IS NOT NULL AND n.result IS NOT NULL
   AND n.lease_until < extract(epoch FROM clock_timestamp()) LIMIT 300"""
 
 

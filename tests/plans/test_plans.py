@@ -76,6 +76,8 @@ async def plan_of(connection: asyncpg.Connection, sql: str) -> str:
 
 def shape(plan: dict[str, Any], depth: int = 0) -> list[str]:
     words = [plan["Node Type"], plan.get("Relation Name", ""), plan.get("Index Name", "")]
+    if "Index Name" in plan and "Index Cond" not in plan:
+        words.append("WHOLE INDEX")
     lines = ["  " * depth + " ".join(word for word in words if word)]
     for child in plan.get("Plans", ()):
         lines += shape(child, depth + 1)
@@ -113,6 +115,7 @@ async def test_hot_statements_never_scan_a_table(worker_session: asyncpg.Connect
     for name, sql in hot_statements().items():
         plan = await plan_of(worker_session, sql)
         assert "Seq Scan" not in plan, f"{name}:\n{plan}"
+        assert "WHOLE INDEX" not in plan, f"{name}:\n{plan}"
 
 
 @pytest.mark.slow
