@@ -111,3 +111,61 @@ async def test_fields_that_are_missing_unknown_or_too_long_are_all_named(http: h
     answer = await http.post("/gateway/workflows/apps", json={"name": "x" * 257, "colour": "red"})
     assert answer.status_code == 422
     assert {error["pointer"] for error in answer.json()["errors"]} == {"/code", "/name", "/colour"}
+
+
+WRONG: dict[str, Any] = {
+    "nodes": [
+        {"id": "a", "type": "anser"},
+        {"id": "b", "type": "answer", "config": {"template": "{{state.x"}},
+        {"id": "b", "type": "answer", "config": {"template": "twice"}},
+        {"id": "c", "type": "if-else", "config": {"expression": "state.x >="}},
+        {"id": "d", "type": "join", "config": {"join_policy": "most"}},
+        {"id": "e", "type": "join", "config": {"join_policy": "n_completed"}},
+        {"id": "f", "type": "code", "config": {"language": "perl", "code": "1"}},
+        {"id": "g", "type": "code", "config": {"code": "result = 1", "colour": "red"}},
+        {"id": "h", "type": "code", "config": {}},
+        {"id": "i", "type": "answer", "config": {"template": "{{nodes.nobody.text}}"}},
+        {"id": "j", "type": "answer", "config": {"template": "x", "timeout_seconds": -1}},
+        {"id": "k", "type": "answer", "config": {"template": "x", "retry_policy": {"max_attempts": 0}}},
+        {"id": "l", "type": "answer", "config": {"template": "x", "retry_policy": {"backoff": "wild"}}},
+        {"id": "m", "type": "answer", "config": {"template": "x", "on_error": "shrug"}},
+        {"id": "n", "type": "answer", "config": {"template": "x", "on_error": "default"}},
+        {"id": "o", "type": "answer", "config": {"template": "x", "compensation_node_id": "o"}},
+        {"id": "p", "type": "answer", "config": {"template": "x", "compensation_node_id": "nobody"}},
+        {"id": "q", "type": "answer", "config": {"template": "x", "delay_seconds": -1}},
+        {"id": "r/s", "type": "answer", "config": {"template": "x"}},
+        {"id": "t", "type": "answer", "config": {"template": "x", "text": "y"}},
+        {"id": "u", "type": "assigner", "config": {"assignments": [1]}},
+        {"id": "v", "type": "answer", "config": {"template": "{{moon.x}}"}},
+        {"id": "w", "type": "start", "config": {"inputs": {"n": {"type": "colour"}}}},
+        {"id": "x", "type": "answer", "config": {"template": "x"}},
+        {"id": "y", "type": "answer", "config": {"template": "x"}},
+        {
+            "id": "z",
+            "type": "if-else",
+            "config": {"cases": [{"id": "1", "expression": "1"}, {"id": "1", "expression": "1"}]},
+        },
+    ],
+    "edges": [
+        {"source": "x", "target": "y"},
+        {"source": "x", "target": "y"},
+        {"source": "y", "target": "x"},
+        {"source": "x", "target": "nobody"},
+        {"source": "nobody", "target": "x"},
+        {"source": "x", "target": "b", "condition": "perhaps"},
+    ],
+}
+
+
+async def test_everything_that_is_wrong_comes_back_in_one_answer(http: httpx.AsyncClient) -> None:
+    workflow = await made(http, "", code="w", name="W")
+    answer = await http.post(
+        "/gateway/workflows/versions", json={"workflow_id": workflow["id"], "dsl_json": WRONG, "status": "published"}
+    )
+    assert answer.status_code == 422
+    errors = answer.json()["errors"]
+    assert all(error["pointer"].startswith("/dsl_json/") for error in errors)
+    assert len({error["code"] for error in errors}) >= 20, sorted({error["code"] for error in errors})
+    named = {error["pointer"].split("/")[3] for error in errors if error["pointer"].startswith("/dsl_json/nodes/")}
+    right = {"1" if index == 1 else str(index) for index, node in enumerate(WRONG["nodes"]) if node["id"] in ("x", "y")}
+    assert named | right >= {str(index) for index in range(len(WRONG["nodes"]))}, "every wrong node is named"
