@@ -561,6 +561,9 @@ class _PortErrors:
             if state in ("57P01", "57P02", "57P03") and self._committing:
                 raise Unknown(str(error)) from error
             raise Unavailable(f"{state}: {error}") from error
+        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+            # A value the driver cannot encode (its own DataError): nothing was sent, and no later try can differ.
+            raise Poison(f"not encodable: {error}") from error
         if isinstance(error, DRIVER_ERRORS):
             if self._committing:
                 raise Unknown(str(error)) from error

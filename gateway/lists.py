@@ -96,7 +96,7 @@ def _column(spec: TableSpec, name: str) -> Column:
 
 
 def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= LIMIT_MAX:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= LIMIT_MAX:
         raise invalid_field("/query/limit", "out_of_range", f"must be a whole number from 1 to {LIMIT_MAX}")
     return int(text)
 

@@ -76,7 +76,7 @@ async def command(gateway: Gateway, request: Request, call: Call, caller: Caller
 async def audit_stats(gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
     """Requests of the last `seconds` (a day if left out), counted and timed."""
     text = request.query_params.get("seconds", str(STATS_SECONDS_DEFAULT))
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= STATS_SECONDS_MAX:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= STATS_SECONDS_MAX:
         raise invalid_field("/query/seconds", "out_of_range", f"must be from 1 to {STATS_SECONDS_MAX}")
     await gateway.audit.flush()
     stats = await gateway.reads.audit_stats(caller.tenant, time.time() - int(text))

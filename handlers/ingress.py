@@ -10,8 +10,8 @@ from schemas import registry
 from schemas.envelope import Envelope, Malformed
 from schemas.messages import SCHEMA_VERSION, Command, derive, natural_id
 
-_ID = re.compile(r"^[!-~]{1,128}$")
-_TENANT = re.compile(r"^[^\x00-\x1f\x7f]{1,128}$")
+_ID = re.compile(r"^[!-~]{1,128}\Z")
+_TENANT = re.compile(r"^[^\x00-\x1f\x7f]{1,128}\Z")
 
 
 @dataclass(frozen=True, slots=True)

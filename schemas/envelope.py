@@ -17,7 +17,7 @@ from schemas.messages import SCHEMA_VERSION
 Headers = list[tuple[str, bytes]]
 SOURCE = "agent-platform"
 HEADER_BYTES_MAX = 1024
-_TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 
 class Malformed(ValueError):

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 
 PROBLEMS_MAX: Final = 1_000
 DETAIL_MAX: Final = 500
+POINTER_MAX: Final = 500
+"""Of characters: one long key above many flaws would otherwise be repeated by each of them."""
 DEPTH_MAX: Final = 64
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**64 - 1
@@ -56,7 +58,7 @@ class Problems:
     _known: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, pointer: str, code: str, detail: str) -> None:
-        pointer = printable(pointer)
+        pointer = printable(pointer[:POINTER_MAX])
         if self.full() or pointer in self.scrubbed or (pointer, code) in self._known:
             return
         self._known.add((pointer, code))
@@ -70,7 +72,7 @@ class Problems:
 
     def unusable(self, pointer: str, code: str, detail: str) -> None:
         self.add(pointer, code, detail)
-        self.scrubbed.add(printable(pointer))
+        self.scrubbed.add(printable(pointer[:POINTER_MAX]))
 
     def fatal(self) -> bool:
         return any(problem.severity == "error" for problem in self.found)

@@ -10,6 +10,7 @@ import orjson
 
 from schemas.functions import EvaluationError, json_size, to_text
 from schemas.paths import ExpressionError, Path, Run, Scope, path_reader, scan_path
+from schemas.problems import POINTER_MAX, pointer_of
 
 LENGTH_MAX: Final = 1_048_576
 PLACEHOLDERS_MAX: Final = 2_000
@@ -202,16 +203,17 @@ def _compile(value: Any, pointer: str, depth: int, errors: list[TemplateError]) 
             errors.append(TemplateError(error.position, error.reason, pointer))
             return _constant(None)
     if isinstance(value, list):
-        items = [_compile(item, f"{pointer}/{at}", depth + 1, errors) for at, item in enumerate(value)]
+        items = [_compile(item, _below(pointer, at), depth + 1, errors) for at, item in enumerate(value)]
         return _container(items, tuple(items), value)
     if isinstance(value, dict):
-        members = {key: _compile(item, f"{pointer}/{_escaped(key)}", depth + 1, errors) for key, item in value.items()}
+        members = {key: _compile(item, _below(pointer, key), depth + 1, errors) for key, item in value.items()}
         return _container(members, tuple(members.values()), value)
     return _constant(value)
 
 
-def _escaped(key: Any) -> str:
-    return str(key).replace("~", "~0").replace("/", "~1")
+def _below(pointer: str, step: Any) -> str:
+    """The pointer to a member or item, cut: each of many errors below a long key holds one."""
+    return (pointer + pointer_of(step))[:POINTER_MAX]
 
 
 def _constant(value: Any) -> Value:

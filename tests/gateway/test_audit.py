@@ -91,3 +91,9 @@ async def test_stats_count_one_tenants_requests(http: httpx.AsyncClient) -> None
     stats = (await http.get("/gateway/audits/stats?tenant_id=t1", headers={"x-tenant-id": "t1"})).json()
     assert (stats["tenant_id"], stats["requests"]) == ("t1", 2)
     assert (await http.get("/gateway/audits/stats?seconds=0")).status_code == 422
+
+
+async def test_seconds_with_many_digits_are_refused(http: httpx.AsyncClient) -> None:
+    for text in ("0" * 8 + "1" * 400, "1" * 5_000):
+        answer = await http.get(f"/gateway/audits/stats?seconds={text}")
+        assert answer.status_code == 422

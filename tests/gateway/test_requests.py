@@ -219,3 +219,18 @@ async def test_the_examples_show_the_fields_that_answers_have(http: httpx.AsyncC
 def test_authentication_off_is_for_loopback_only() -> None:
     with pytest.raises(ValueError, match="AUTH_REQUIRED"):
         Settings(gateway_host="0.0.0.0")
+
+
+@pytest.mark.parametrize("tail", ["%0A", "%0a%0a", "%20"])
+async def test_an_id_in_a_path_with_something_after_it_names_nothing(http: httpx.AsyncClient, tail: str) -> None:
+    made = (await http.post(APPS, json={"code": "a", "name": "x"})).json()
+    assert (await http.get(f"{APPS}/{made['id']}")).status_code == 200
+    assert (await http.get(f"{APPS}/{made['id']}{tail}")).status_code == 404
+
+
+async def test_an_id_in_a_body_with_a_line_feed_is_refused_before_the_bus(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    body = {"workflow_version_id": "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e\n", "tenant_id": "t"}
+    assert (await http.post("/gateway/runtime/runs", json=body)).status_code == 422
+    assert world.sent == []
