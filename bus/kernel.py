@@ -598,6 +598,10 @@ class Kernel:
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         plan.touched.add((accepted.lane.id, accepted.aggregate_id))
         key = (kind, id)
+        if row is not None and getattr(row, self._specs[kind].parent) != accepted.aggregate_id:
+            # Named by a command for another aggregate (or tenant): as if it did not exist, and not held.
+            aggregate.rows[key] = None
+            return
         if key in plan.held and key in aggregate.rows:
             return  # Changed by this very batch: what is in memory is newer.
         aggregate.rows[key] = row
