@@ -163,6 +163,7 @@ class Runtime:
                 _refuse_large(output)
                 yield from progress.completed(node, iteration, row, output, command.output_text, said=said)
             case "failed":
+                _refuse_large(command.output or {})
                 error = NodeError(command.error_code or "set_by_hand", command.error_message or "", retryable=False)
                 yield from progress.failed(
                     node, iteration, row, error, output=command.output, text=command.output_text, said=said

@@ -56,7 +56,10 @@ PLATFORM_NAMESPACE = "0f3d2b1e-54a1-5d43-9a0c-6f2a51c7e9b4"
 
 def natural_id(tenant_id: str, kind: str, *parts: str) -> str:
     """The id of whatever must be unique by (tenant, kind, parts): the key is the uniqueness."""
-    return derive(PLATFORM_NAMESPACE, "\x1f".join((tenant_id, kind, *parts)))
+    names = (tenant_id, kind, *parts)
+    if any("\x1f" in name or "\x1e" in name for name in names):  # Else one tenant could spell another's id.
+        names = tuple(name.replace("\x1e", "\x1e\x1e").replace("\x1f", "\x1e\x1d") for name in names)
+    return derive(PLATFORM_NAMESPACE, "\x1f".join(names))
 
 
 class Message(BaseModel):

@@ -384,6 +384,7 @@ def test_a_leased_step_belongs_to_its_executor() -> None:
 def test_an_external_worker_cannot_store_what_is_too_large() -> None:
     large = {"text": "x" * VALUE_BYTES_MAX}
     chain().given().when(set_node("a", "completed", output=large)).rejected("output_too_large", 422)
+    chain().given().when(set_node("a", "failed", output=large)).rejected("output_too_large", 422)
 
 
 # A run's status by hand.

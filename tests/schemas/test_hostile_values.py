@@ -1,4 +1,4 @@
-"""Small inputs that could grow large: what one request can make of our memory is bounded."""
+"""Hostile values: small ones that could grow large, ids that are not quite ids, names that could meet in one id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bus.postgres import _PortErrors
 from bus.store import Poison
 from schemas import values
 from schemas.dsl import parse
-from schemas.messages import UUID_PATTERN
+from schemas.messages import UUID_PATTERN, natural_id
 from schemas.problems import POINTER_MAX
 from schemas.runtime import CreateRun
 
@@ -54,3 +54,14 @@ def test_what_the_driver_cannot_encode_is_poison_and_not_an_outage(committing: b
 
     with pytest.raises(Poison), _PortErrors(committing=committing):
         raise NotEncodable("invalid UUID")
+
+
+def test_no_two_ways_to_name_something_meet_in_one_id() -> None:
+    ways = [
+        ("a", "workflow", "b", "c"),
+        ("a", "workflow", "b\x1fc"),
+        ("a\x1fworkflow", "b", "c"),
+        ("a", "workflow", "b\x1e\x1dc"),
+        ("a", "workflow", "b\x1e", "c"),
+    ]
+    assert len({natural_id(*way) for way in ways}) == len(ways)
