@@ -436,7 +436,8 @@ class Kernel:
         """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
         letter = letter_of(record, lane.id, code, detail, plan.at)
         plan.bury(lane, letter)
-        plan.died[lane.id] = plan.died.get(lane.id, 0) + 1
+        if not any(name == "ce_fingerprint" for name, _ in record.headers):
+            plan.died[lane.id] = plan.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
         log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
 
     def _count(self, plan: Plan) -> None:

@@ -33,10 +33,14 @@ def pointer(location: tuple[int | str, ...]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
+PROBLEMS_MAX = 100
+
+
 def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
+    """The first PROBLEMS_MAX things that are wrong, by JSON pointer."""
     return tuple(
         {"pointer": pointer(found["loc"]), "code": found["type"], "detail": found["msg"]}
-        for found in error.errors(include_url=False, include_context=False, include_input=False)
+        for found in error.errors(include_url=False, include_context=False, include_input=False)[:PROBLEMS_MAX]
     )
 
 
