@@ -161,13 +161,18 @@ class Clients:
             await asyncio.sleep(chance.uniform(0, 0.5))
 
     async def _outside_worker(self, started: Started) -> None:
-        """Somebody who knows nothing of leases does the work of some nodes, unless an executor holds it."""
+        """Somebody who knows nothing of leases does the work of some nodes, unless an executor holds it.
+
+        Only where there is one attempt: what it says of a node run counts for whichever attempt is due by then.
+        """
         chance, tables = self.world.chance, self.world.database.tables
+        nodes = started.scenario.dsl["nodes"]
+        once = {node["id"] for node in nodes if "retry_policy" not in node.get("config", {})}
         while not self.world.ended(started.id):
             await asyncio.sleep(chance.uniform(0, 1))
             rows = [row for row in tables["node_run"].values() if row.run_id == started.id and row.status == "queued"]
             row = chance.choice(rows) if rows else None
-            if row is None or row.node_type != "code":
+            if row is None or row.node_type != "code" or row.node_id not in once:
                 continue
             answer = started.scenario.effects(row.path, row.iteration, row.attempt)
             names = {"run_id": started.id, "node_run_id": row.id, "worker_key": "outside"}
