@@ -319,12 +319,14 @@ async def test_a_worker_killed_while_it_runs_fails_that_run_only(runner: CodeRun
 async def test_a_worker_killed_while_idle_is_replaced(runner: CodeRunner) -> None:
     for _ in range(3):
         await kill(*workers())
-        try:
-            answer = await runner.run("result = 1", None)
-        except StepFailed as failed:  # The pool may hand out a worker before it sees that it is dead.
-            assert (failed.code, failed.retryable) == ("sandbox_crashed", True)
-            answer = await runner.run("result = 1", None)
-        assert answer.output == {"result_json": 1}
+        answers = []
+        for _ in range(2):  # The pool may hand out a worker before it sees that it is dead.
+            try:
+                answers.append((await runner.run("result = 1", None)).output)
+            except StepFailed as failed:
+                answers.append({"failed": failed.code, "retryable": failed.retryable})
+        assert answers[0] in ({"result_json": 1}, {"failed": "sandbox_crashed", "retryable": True})
+        assert answers[1] == {"result_json": 1}
         assert runner.check("x = 1") is None
 
 
