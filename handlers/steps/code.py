@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as StillBusy
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
+from time import monotonic
 from typing import Any, BinaryIO, Final, Literal
 
 from pydantic_monty import (
@@ -44,6 +45,8 @@ RECURSION_DEPTH_MAX: Final = 200
 SUSPENSIONS_MAX: Final = 100  # Each is one question to us (a file, a sleep, an unknown name): answered with no.
 RUNS_PER_WORKER_MAX: Final = 1_000
 CHECK_SECONDS_MAX: Final = 2.0
+DEAD_WORKERS_MAX: Final = 4  # Workers that may turn out to be dead before one runs the code.
+DEAD_SECONDS_MAX: Final = 0.1  # A worker that was dead already fails at once.
 KILL_GRACE_SECONDS: Final = 1.0  # How long the interpreter may take to notice that its time is up.
 ADDRESS_SPACE_BYTES_MAX: Final = 768 * 1_048_576  # Backstop; an idle worker has 180 MiB mapped, 9 MiB resident.
 
@@ -283,6 +286,19 @@ def _checkout(pool: Monty, seconds: float) -> MontySession:
 
 
 def _execute(pool: Monty, run: _Run, code: str, payload: Any, seconds: float) -> StepResult:
+    """Run the code; by another worker if the first one was dead already, which shows only when it is used."""
+    for further in range(DEAD_WORKERS_MAX, 0, -1):
+        began = monotonic()
+        try:
+            return _execute_once(pool, run, code, payload, seconds)
+        except MontyCrashedError as error:
+            was_dead = not (run.ended or run.text or error.timed_out) and monotonic() - began < DEAD_SECONDS_MAX
+            if further == 1 or not was_dead:
+                raise _crash(error, run, seconds) from None
+    raise AssertionError("the last try returns or raises")
+
+
+def _execute_once(pool: Monty, run: _Run, code: str, payload: Any, seconds: float) -> StepResult:
     if run.ended:
         raise StepFailed("sandbox_unavailable", "the run was ended before it began")
     try:
@@ -296,8 +312,6 @@ def _execute(pool: Monty, run: _Run, code: str, payload: Any, seconds: float) ->
         raise StepFailed("code_error", _placed(error), retryable=False) from None
     except MontyConversionError as error:
         raise StepFailed("code_input_invalid", _said(error), retryable=False) from None
-    except MontyCrashedError as error:
-        raise _crash(error, run, seconds) from None
 
 
 def _result(session: MontySession, text: str | None) -> Any:

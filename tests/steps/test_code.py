@@ -330,6 +330,13 @@ async def test_a_worker_killed_while_idle_is_replaced(runner: CodeRunner) -> Non
         assert runner.check("x = 1") is None
 
 
+async def test_a_worker_that_dies_while_it_is_taken_costs_no_attempt(runner: CodeRunner) -> None:
+    for _ in range(30):
+        for pid in workers():
+            os.kill(pid, signal.SIGKILL)
+        assert (await runner.run("result = 1", None)).output == {"result_json": 1}
+
+
 async def test_a_worker_that_does_not_answer_is_killed() -> None:
     runner = CodeRunner(processes_max=1, timeout_seconds_max=30, request_timeout_seconds=0.5)
     await runner.start()
