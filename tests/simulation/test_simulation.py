@@ -35,6 +35,7 @@ def test_no_seed_breaks_an_invariant(first: int) -> None:
     assert not broken, "\n".join(["run again with:", *broken])
 
 
+@pytest.mark.slow
 def test_every_kind_of_fault_comes_true() -> None:
     """Else the seeds would show nothing."""
     counts: Counter[str] = Counter()
