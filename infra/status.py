@@ -23,8 +23,7 @@ WATCH_SECONDS = 2.0
 OVERDUE_SECONDS_MAX = 10.0
 """A timer or an expired lease that nobody has seen to for so long is work that stands still."""
 
-LANES = """SELECT id, topic, partition, owner, epoch, next_offset, position - sent AS unsent, stopped,
-  extract(epoch FROM clock_timestamp() - claimed_at)::float8 AS claimed_seconds
+LANES = """SELECT id, topic, partition, owner, epoch, next_offset, position, sent, stopped
 FROM lane ORDER BY topic, partition"""
 OUTBOX = "SELECT count(*) FROM outbox"
 WAITING = "SELECT kind, count(*) FROM node_run WHERE ready AND leased_by IS NULL GROUP BY kind"
@@ -44,7 +43,7 @@ class NoAnswer(Exception):
 class LaneStatus:
     """One lane. `lag`: records of its partition not yet handled.
 
-    `unsent`: records it made that are not yet noted as sent; a lane notes that with its next batch.
+    `position`: how many records it made; `sent`: how many of them are noted to be on Kafka.
     """
 
     id: int
@@ -54,12 +53,17 @@ class LaneStatus:
     epoch: int
     next_offset: int
     end_offset: int
-    unsent: int
+    position: int
+    sent: int
     stopped: str
 
     @property
     def lag(self) -> int:
         return self.end_offset - self.next_offset
+
+    @property
+    def unsent(self) -> int:
+        return self.position - self.sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,13 @@ class Sample:
         return sum(lane.lag for lane in self.lanes)
 
     @property
+    def unsent(self) -> int:
+        return sum(lane.unsent for lane in self.lanes)
+
+    @property
     def seems_to_wait(self) -> bool:
         """Whether a second look is needed to tell waiting from standing still."""
-        return bool(self.lag or sum(self.steps_ready.values()))
+        return bool(self.lag or self.unsent or sum(self.steps_ready.values()))
 
 
 async def look(settings: Settings) -> tuple[Sample, list[str]]:
@@ -108,6 +116,8 @@ def standing_still(before: Sample, after: Sample) -> list[str]:
             continue
         if lane.lag > 0 and was.lag > 0 and lane.next_offset == was.next_offset:
             problems.append(f"{_name(lane)} handles none of its {lane.lag} records (owner {lane.owner or 'none'})")
+        if lane.unsent and was.unsent and lane.sent == was.sent:
+            problems.append(f"{_name(lane)} sends none of its {lane.unsent} records to Kafka")
     for kind, waiting in after.steps_ready.items():
         if before.steps_ready.get(kind) and waiting and not after.steps_leased.get(kind):
             problems.append(f"nobody executes the {waiting} {kind or 'pure'} steps that wait")
@@ -135,7 +145,7 @@ async def sample(settings: Settings) -> Sample:
 
 
 def _lane(row: asyncpg.Record, end_offset: int) -> LaneStatus:
-    names = ("id", "topic", "partition", "owner", "epoch", "next_offset", "unsent", "stopped")
+    names = ("id", "topic", "partition", "owner", "epoch", "next_offset", "position", "sent", "stopped")
     return LaneStatus(**{name: row[name] for name in names}, end_offset=end_offset)
 
 
@@ -196,9 +206,9 @@ def document(seen: Sample, problems: Sequence[str]) -> JsonObject:
     """What `ap status --json` says of lanes and work."""
     return {
         "workers": list(seen.workers),
-        "lanes": [asdict(lane) | {"lag": lane.lag} for lane in seen.lanes],
+        "lanes": [asdict(lane) | {"lag": lane.lag, "unsent": lane.unsent} for lane in seen.lanes],
         "lag": seen.lag,
-        "unsent": sum(lane.unsent for lane in seen.lanes),
+        "unsent": seen.unsent,
         "outbox": seen.outbox,
         "steps": {"ready": seen.steps_ready, "leased": seen.steps_leased, "leases_expired": seen.leases_expired},
         "timers": {"waiting": seen.timers_waiting, "overdue": seen.timers_overdue},
@@ -216,9 +226,8 @@ def lines(seen: Sample, problems: Sequence[str], *, every_lane: bool) -> list[st
         held = ", ".join(f"{owner} {count}" for owner, count in sorted(owners.items()))
         shown.append(f"  {topic:<10} {len(lanes)} lanes, lag {sum(lane.lag for lane in lanes)}; owners: {held}")
         shown += [_line(lane) for lane in lanes if every_lane or lane.lag or lane.stopped]
-    unsent = sum(lane.unsent for lane in seen.lanes)
     shown += [
-        f"  {'unsent':<10} {unsent} records, of which {seen.outbox} are in the outbox",
+        f"  {'unsent':<10} {seen.unsent} records, of which {seen.outbox} are in the outbox",
         f"  {'steps':<10} {_counts(seen.steps_ready)} ready, {_counts(seen.steps_leased)} leased",
         f"  {'timers':<10} {seen.timers_waiting}",
         f"  {'dead':<10} {seen.dead_letters} letters",

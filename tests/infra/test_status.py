@@ -10,7 +10,7 @@ import pytest
 from infra.settings import load_settings
 from infra.status import LaneStatus, NoAnswer, Sample, document, lines, look, standing_still
 
-IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, unsent=0, stopped="")
+IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, position=7, sent=7, stopped="")
 BEHIND = replace(IDLE_LANE, end_offset=15)
 IDLE = Sample(lanes=(IDLE_LANE,), workers=("worker-1",))
 
@@ -34,6 +34,13 @@ def test_a_lane_that_has_just_got_records_is_given_time() -> None:
 def test_a_lane_that_handles_nothing_is_named() -> None:
     behind = replace(IDLE, lanes=(BEHIND,))
     assert standing_still(behind, behind) == ["lane commands/3 handles none of its 5 records (owner worker-1)"]
+
+
+def test_a_lane_that_sends_nothing_is_named() -> None:
+    behind = replace(IDLE, lanes=(replace(IDLE_LANE, position=9),))
+    assert behind.seems_to_wait
+    assert standing_still(behind, behind) == ["lane commands/3 sends none of its 2 records to Kafka"]
+    assert standing_still(behind, replace(IDLE, lanes=(replace(IDLE_LANE, position=99, sent=8),))) == []
 
 
 def test_a_stopped_lane_is_named_with_its_reason() -> None:
