@@ -198,7 +198,9 @@ class Progress:
         going = self.run.status in GOING
         names = self._names(node, iteration) if row is None else {"node_run_id": row.id}
         if row is not None and "/" in row.path:
-            yield wire.NodeCompleted(**names, output=output, output_text=text, **self._said(row, said))
+            yield wire.NodeCompleted(
+                **names, output=output, output_text=text, state_updates=state_updates, **self._said(row, said)
+            )
             return
         early = False
         taken: list[int] = []

@@ -24,7 +24,7 @@ from infra.embedded.processes import (
     spawn,
     stop_child,
 )
-from infra.embedded.state import DataFolder, local_credential_keys
+from infra.embedded.state import DataFolder, in_use, local_credential_keys, read_state
 from infra.settings import Settings, mask_password, setting_name
 
 RoleName = Literal["worker", "executor", "gateway"]
@@ -223,6 +223,9 @@ class Supervisor:
         if settings.gateway_port == 0:
             self._settings = settings.model_copy(update={"gateway_port": free_port()})
         elif not port_is_free(settings.gateway_port, settings.gateway_host):
+            running = read_state(self._stack.folder.path)
+            if running is not None and running.is_running:
+                raise in_use(self._stack.folder.path, str(running.owner.pid))
             raise StackError(
                 f"port {settings.gateway_port} on {settings.gateway_host} is in use",
                 "choose another one with --port",

@@ -117,6 +117,13 @@ def local_credential_keys(data: Path) -> str:
     return key.decode("ascii")
 
 
+def in_use(path: Path, owner: str) -> StackError:
+    return StackError(
+        f"{path} is in use by process {owner}",
+        f"stop it with `ap down --data {path}`, or choose another folder with --data",
+    )
+
+
 class DataFolder:
     """A data folder held by this process from `acquire` to `release`; others are refused meanwhile.
 
@@ -145,10 +152,7 @@ class DataFolder:
         except BlockingIOError:
             owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
-            raise StackError(
-                f"{self.path} is in use by process {owner}",
-                f"stop it with `ap down --data {self.path}`, or choose another folder with --data",
-            ) from None
+            raise in_use(self.path, owner) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock

@@ -253,6 +253,16 @@ def test_a_failure_is_compensated_the_failed_node_first() -> None:
     assert run.status == "compensated"
 
 
+def test_an_assigner_that_compensates_changes_the_state() -> None:
+    configs = {"a": UNDO, "undo": {"assignments": {"booked": False}}}
+    flow = Flow("a:code undo:assigner", configs=configs).given()
+    run = flow.when(fail("a")).then(
+        "failed a:broken", "run failing:broken", "run compensating a", "queued a/undo", "completed a/undo",
+        "run compensated:broken",
+    )  # fmt: skip
+    assert run.state == {"booked": False}
+
+
 def test_a_compensation_that_fails_does_not_stop_the_others() -> None:
     flow = saga().given(complete("a"), fail("b"))
     flow.when(fail("b/undo")).then("failed b/undo:broken", "run compensating a", "queued a/undo", "ready a/undo#1")
