@@ -23,6 +23,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="How often to measure everything")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="For how long a load starts runs, at most")] = 10.0,
     small: Annotated[bool, typer.Option("--small", help="A quick look: little stored, few runs, one repeat")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes; slows it down")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything measured to this file")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder to use and keep [default: a temporary one]")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw chain-10 as an SVG file")] = None,
@@ -41,6 +42,7 @@ def bench(
         in_flight=_numbers(in_flight),
         repeats=repeats,
         seconds=seconds,
+        profile=profile,
     )
     for file in (json, plot):
         if file is not None and not file.absolute().parent.is_dir():

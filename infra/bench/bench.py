@@ -11,8 +11,11 @@ from typing import Any
 import asyncpg
 
 from infra.bench.catalogue import PEERS
-from infra.bench.measure import OURS, Result, Values
+from infra.bench.load import Load, Measured
+from infra.bench.measure import OURS, Result, System, Values, measure
 from infra.bench.platform import Platform, started
+from infra.bench.processes import CpuSpent
+from infra.bench.profiler import Profiler
 from infra.embedded import EmbeddedStack
 from infra.settings import Settings
 
@@ -36,6 +39,7 @@ class Options:
     long_in_flight: int = 20
     stored_node_runs: int = 1_000_000
     memory_runs: int = 2_000
+    profile: bool = False
 
     def small(self) -> Options:
         """The same for a quick look: figures mean little, and everything is gone through."""
@@ -58,6 +62,7 @@ class Bench:
     options: Options
     say: Say
     results: list[Result] = field(default_factory=list)
+    profiler: Profiler | None = None
     warm: bool = False
     """Kafka has compiled its hot paths, which takes it much longer than a worker takes to fill its caches."""
 
@@ -70,6 +75,19 @@ class Bench:
         self.results.append(Result(workload, load, system, values))
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in list(values.items())[:3])
         self.say(f"  {workload}, {load}: {system}: {shown}")
+
+    async def measure(
+        self, title: str, system: System, load: Load, platform: Platform | None = None
+    ) -> tuple[Measured, CpuSpent]:
+        """Put a load on a system and profile it if it is ours and that is wanted. Figures are lower then."""
+        if self.profiler is None or system.name != OURS:
+            return await measure(system, load)
+        url = (platform or self.platform).settings.required_database_url
+        async with self.profiler.during(title, system.kinds()["worker"], url) as shown:
+            found = await measure(system, load)
+        for line in shown:
+            self.say(line)
+        return found
 
     async def settle(self) -> None:
         """Write out what earlier measurements left to write, so that the next does not pay for it."""

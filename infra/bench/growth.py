@@ -11,7 +11,7 @@ import psutil
 
 from infra.bench.bench import Bench
 from infra.bench.load import Load
-from infra.bench.measure import measure, throughput
+from infra.bench.measure import throughput
 from infra.bench.platform import Chain, Platform
 from infra.bench.role import NOOP
 from infra.bench.workloads import NODES
@@ -34,8 +34,9 @@ async def length(bench: Bench) -> None:
                 runs = in_flight if nodes > NODES else options.runs
                 if nodes == NODES:
                     await system.load(Load(in_flight, runs, bench.warm_up_seconds()))
-                measured, spent = await measure(system, Load(in_flight, runs, options.seconds))
-                bench.note("length", f"{nodes} nodes a run", throughput(measured, spent, nodes))
+                name = f"{nodes} nodes a run"
+                measured, spent = await bench.measure(f"length, {name}", system, Load(in_flight, runs, options.seconds))
+                bench.note("length", name, throughput(measured, spent, nodes))
 
 
 async def stored(bench: Bench) -> None:
@@ -48,6 +49,7 @@ async def stored(bench: Bench) -> None:
     in_flight = max(options.in_flight)
     async with bench.fresh("stored") as platform:
         for rows in (0, options.stored_node_runs):
+            name = f"{rows:,} node runs stored".replace(",", " ")
             if rows:
                 await _store(platform, rows)
             await bench.settle()
@@ -56,8 +58,9 @@ async def stored(bench: Bench) -> None:
                     version = await platform.create_workflow(NODES, NOOP)
                     system = Chain(platform, version, NODES)
                     await system.load(Load(in_flight, options.runs, max(options.seconds, bench.warm_up_seconds())))
-                    measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
-                bench.note("stored", f"{rows:,} node runs stored".replace(",", " "), throughput(measured, spent, NODES))
+                    load = Load(in_flight, options.runs, options.seconds)
+                    measured, spent = await bench.measure(f"stored, {name}", system, load, platform)
+                bench.note("stored", name, throughput(measured, spent, NODES))
 
 
 async def memory(bench: Bench) -> None:
@@ -93,9 +96,10 @@ async def workers(bench: Bench) -> None:
                 await bench.platform.until_shared()
                 system = Chain(bench.platform, version, NODES)
                 await system.load(Load(in_flight, options.runs, bench.warm_up_seconds()))
-                measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
-            name = "1 worker" if count == 1 else f"{count} workers"
-            bench.note("workers", f"{name}, {in_flight} in flight", throughput(measured, spent, NODES))
+                name = f"{'1 worker' if count == 1 else f'{count} workers'}, {in_flight} in flight"
+                load = Load(in_flight, options.runs, options.seconds)
+                measured, spent = await bench.measure(f"workers, {name}", system, load)
+            bench.note("workers", name, throughput(measured, spent, NODES))
 
 
 def _resident_mebibytes(pid: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from infra.bench import gateway_loads, growth, machine, take_over, workloads
 from infra.bench.bench import Bench, Options, Report, Say
 from infra.bench.catalogue import PEERS
 from infra.bench.platform import BenchFailed, started
+from infra.bench.profiler import Profiler, Statements
 from infra.embedded import EmbeddedStack
 from infra.settings import Settings
 
@@ -41,8 +42,12 @@ async def run(names: Sequence[str], options: Options, settings: Settings, say: S
             "kafka_bootstrap": stack.kafka_bootstrap,
         }
         settings = settings.model_copy(update=addresses)
+        profiler = None
+        if options.profile:
+            profiler = Profiler(Statements(stack), stack.folder.path / "profile")
+            await profiler.statements.switch_on()
         async with started(stack, settings) as platform:
-            bench = Bench(settings, stack, platform, options, say)
+            bench = Bench(settings, stack, platform, options, say, profiler=profiler)
             for name in names:
                 say(f"{name} ...")
                 await BY_NAME[name](bench)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.bench import peer
 from infra.bench.bench import Bench
 from infra.bench.load import Load
-from infra.bench.measure import System, latency, measure, throughput
+from infra.bench.measure import System, latency, throughput
 from infra.bench.platform import Chain
 from infra.bench.role import NOOP
 
@@ -33,9 +33,11 @@ async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> 
     options = bench.options
     await system.load(Load(max(options.in_flight), options.runs, warm_up_seconds))
     for in_flight in options.in_flight:
-        measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
-        bench.note("chain-10", f"{in_flight} in flight", throughput(measured, spent, NODES), system.name)
-    measured, _ = await measure(system, Load(1, options.alone_runs, options.seconds))
+        name = f"{in_flight} in flight"
+        load = Load(in_flight, options.runs, options.seconds)
+        measured, spent = await bench.measure(f"chain-10, {name}", system, load)
+        bench.note("chain-10", name, throughput(measured, spent, NODES), system.name)
+    measured, _ = await bench.measure("chain-10, alone", system, Load(1, options.alone_runs, options.seconds))
     bench.note("chain-10", "alone", {**latency(measured), "runs": measured.runs}, system.name)
 
 
@@ -49,5 +51,7 @@ async def pure_10(bench: Bench) -> None:
             version = await bench.platform.create_workflow(NODES, PURE)
             system = Chain(bench.platform, version, NODES)
             await system.load(Load(in_flight, options.runs, bench.warm_up_seconds()))
-            measured, spent = await measure(system, Load(in_flight, options.runs, options.seconds))
-            bench.note("pure-10", f"{in_flight} in flight", throughput(measured, spent, NODES, "node run"))
+            name = f"{in_flight} in flight"
+            load = Load(in_flight, options.runs, options.seconds)
+            measured, spent = await bench.measure(f"pure-10, {name}", system, load)
+            bench.note("pure-10", name, throughput(measured, spent, NODES, "node run"))

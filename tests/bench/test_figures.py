@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from infra.bench import plots, report
+from infra.bench import plots, profiler, report
 from infra.bench.bench import Options, Report
 from infra.bench.load import Load, closed_loop, percentile
 from infra.bench.measure import OURS, Result, Spread
@@ -157,3 +157,29 @@ def test_what_a_peer_needs_is_asked_for_before_anything_starts(monkeypatch: pyte
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BenchFailed, match="restate needs"):
         installed(["restate"])
+
+
+class TestProfile:
+    def test_counts_a_function_with_what_it_called_once_a_sample(self) -> None:
+        folded = "run (a.py:1);work (b.py:5) 3\nrun (a.py:2);work (b.py:9);run (a.py:3) 1\n"
+        shown = [line.split(maxsplit=1) for line in profiler.hot_functions(folded)]
+        assert shown == [
+            ["4", "samples; own code:"],
+            ["75.0%", "work (b.py)"],
+            ["25.0%", "run (a.py)"],
+            ["own", "code, by line:"],
+            ["75.0%", "work (b.py:5)"],
+            ["25.0%", "run (a.py:3)"],
+            ["with", "what it called:"],
+            ["100.0%", "run (a.py)"],
+            ["100.0%", "work (b.py)"],
+        ]
+
+    def test_says_so_when_a_process_was_never_seen(self) -> None:
+        assert list(profiler.hot_functions("")) == ["  no samples"]
+
+    def test_shows_what_a_statement_costs_a_call_and_what_it_writes(self) -> None:
+        query = "WITH a AS (SELECT 1), b AS (INSERT INTO event SELECT 2) UPDATE lane SET epoch = 1 WHERE x"
+        _, line = profiler.dearest([profiler.Statement(query, 4, 10.0, 8, 40, 400.0)])
+        assert line.split()[:6] == ["10.0", "4", "2.500", "2.0", "10.0", "100"]
+        assert line.endswith("writes event, lane")

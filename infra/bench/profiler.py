@@ -1,0 +1,182 @@
+"""Where the time of a load goes: the workers' stacks sampled by py-spy, and what Postgres spent on each statement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from infra.embedded import EmbeddedStack
+
+SAMPLES_PER_SECOND = 250
+FUNCTIONS_SHOWN = 30
+LINES_SHOWN = 15
+STATEMENTS_SHOWN = 10
+STATEMENT_CHARS_SHOWN = 70
+WRITTEN = re.compile(r"\b(?:INSERT INTO|UPDATE|DELETE FROM) \"?(\w+)")
+STOP_SECONDS_MAX = 20.0
+
+_STATEMENTS = """SELECT query, calls, total_exec_time + total_plan_time AS ms, rows,
+  shared_blks_hit + shared_blks_read AS blocks, wal_bytes::float8 AS wal_bytes
+FROM pg_stat_statements JOIN pg_database d ON d.oid = dbid
+WHERE d.datname = current_database() ORDER BY 3 DESC LIMIT $1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one statement cost while a load lasted. `ms`: planned and executed, all calls together."""
+
+    query: str
+    calls: int
+    ms: float
+    rows: int
+    blocks: int
+    wal_bytes: float
+
+
+class Statements:
+    """The statistics of Postgres about its statements. `switch_on` first: it needs a restart of the server."""
+
+    def __init__(self, stack: EmbeddedStack) -> None:
+        self._stack = stack
+
+    async def switch_on(self) -> None:
+        connection = await asyncpg.connect(self._stack.database_url)
+        try:
+            await connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+            await connection.execute("ALTER SYSTEM SET track_io_timing = on")
+        finally:
+            await connection.close()
+        await self._stack.postgres.stop()
+        await self._stack.postgres.start()
+        connection = await asyncpg.connect(self._stack.database_url)
+        try:
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+            await connection.execute("ALTER SYSTEM SET pg_stat_statements.track_planning = on")
+            await connection.execute("SELECT pg_reload_conf()")
+        finally:
+            await connection.close()
+
+    @contextlib.asynccontextmanager
+    async def during(self, database_url: str) -> AsyncIterator[list[Statement]]:
+        """What the statements of this database cost while the block lasts; filled at its end, dearest first."""
+        found: list[Statement] = []
+        connection = await asyncpg.connect(database_url)
+        try:
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+            await connection.execute("SELECT pg_stat_statements_reset()")
+            yield found
+            rows = await connection.fetch(_STATEMENTS, STATEMENTS_SHOWN)
+            found += [Statement(*row) for row in rows]
+        finally:
+            await connection.close()
+
+
+@dataclass(slots=True)
+class Profiler:
+    """Profiles loads one after the other. `folder`: takes the stacks, as flamegraph tools read them."""
+
+    statements: Statements
+    folder: Path
+
+    @contextlib.asynccontextmanager
+    async def during(self, title: str, pids: Sequence[int], database_url: str) -> AsyncIterator[list[str]]:
+        """Profile these processes and this database while the block lasts; what to show is there at its end."""
+        self.folder.mkdir(exist_ok=True)
+        shown: list[str] = []
+        names = [f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{pid}.folded" for pid in pids]
+        files = [self.folder / name for name in names]
+        async with self.statements.during(database_url) as statements:
+            program = _program()
+            spies = [await _spy(program, pid, file) for pid, file in zip(pids, files, strict=True) if program]
+            try:
+                yield shown
+            finally:
+                await asyncio.gather(*(_end(spy) for spy in spies))
+        for file in files:
+            if file.exists():
+                shown.append(f"{title}: where the worker was ({file})")
+                shown += hot_functions(file.read_text(encoding="utf-8"))
+            else:
+                why = "py-spy is not installed" if program is None else "py-spy may not look into processes here"
+                shown.append(f"{title}: where the worker was is not known: {why}")
+        shown.append(f"{title}: dearest statements")
+        shown += dearest(statements)
+
+
+def _program() -> str | None:
+    return shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+async def _spy(program: str, pid: int, file: Path) -> Process:
+    return await asyncio.create_subprocess_exec(
+        program, "record", "--pid", str(pid), "--rate", str(SAMPLES_PER_SECOND), "--format", "raw",
+        "--duration", "unlimited", "--output", str(file), stdout=DEVNULL, stderr=DEVNULL,
+    )  # fmt: skip
+
+
+async def _end(spy: Process) -> None:
+    """py-spy writes what it saw when it is interrupted."""
+    if spy.returncode is None:
+        spy.send_signal(signal.SIGINT)
+    try:
+        async with asyncio.timeout(STOP_SECONDS_MAX):
+            await spy.wait()
+    except TimeoutError:
+        spy.kill()
+        await spy.wait()
+
+
+def hot_functions(folded: str) -> Iterator[str]:
+    """What to show of samples: the functions by their own code and with what they called, and the lines."""
+    own: Counter[str] = Counter()
+    lines: Counter[str] = Counter()
+    within: Counter[str] = Counter()
+    for line in folded.splitlines():
+        stack, _, count = line.rpartition(" ")
+        lines[stack.rpartition(";")[2]] += int(count)
+        frames = [_function(frame) for frame in stack.split(";")]
+        own[frames[-1]] += int(count)
+        for frame in dict.fromkeys(frames):
+            within[frame] += int(count)
+    total = sum(own.values())
+    if not total:
+        yield "  no samples"
+        return
+    for heading, counted, shown in (
+        (f"{total} samples; own code", own, FUNCTIONS_SHOWN),
+        ("own code, by line", lines, LINES_SHOWN),
+        ("with what it called", within, FUNCTIONS_SHOWN),
+    ):
+        yield f"  {heading}:"
+        yield from (f"  {count / total:6.1%}  {name}" for name, count in counted.most_common(shown))
+
+
+def _function(frame: str) -> str:
+    """`name (path/file.py:12)` without its line, so that the lines of a function count together."""
+    name, _, place = frame.partition(" (")
+    return f"{name} ({place.rpartition(':')[0]})" if ":" in place else frame
+
+
+def dearest(statements: Sequence[Statement]) -> Iterator[str]:
+    """A line for each statement, under a heading."""
+    yield f"  {'ms':>9} {'calls':>8} {'mean ms':>8} {'rows/call':>9} {'blocks/call':>11} {'wal B/call':>10}  statement"
+    for one in statements:
+        query = " ".join(one.query.split())
+        written = ", ".join(dict.fromkeys(WRITTEN.findall(query)))
+        yield (
+            f"  {one.ms:9.1f} {one.calls:8} {one.ms / one.calls:8.3f} {one.rows / one.calls:9.1f}"
+            f" {one.blocks / one.calls:11.1f} {one.wal_bytes / one.calls:10.0f}  {query[:STATEMENT_CHARS_SHOWN]}"
+            f"{' ... writes ' + written if written else ''}"
+        )
