@@ -87,6 +87,8 @@ class Defences:
     fence: bool = True
     drain: bool = True
     lease_token: bool = True
+    order: bool = True
+    dead_letters: bool = True
 
 
 class Kernel:
@@ -435,7 +437,8 @@ class Kernel:
     def _bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
         """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
         letter = letter_of(record, lane.id, code, detail, plan.at)
-        plan.bury(lane, letter)
+        if self._defences.dead_letters:
+            plan.bury(lane, letter)
         if not any(name == "ce_fingerprint" for name, _ in record.headers):
             plan.died[lane.id] = plan.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
         log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
@@ -646,7 +649,7 @@ class Kernel:
         plan.committed()
         lanes = {made.lane.id: made.lane for made in plan.made.values()}
         # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
-        sending = {id: lane for id, lane in lanes.items() if lane.settle()}
+        sending = {id: lane for id, lane in lanes.items() if lane.settle() or not self._defences.order}
         sends = [out for out in plan.sends if out.lane in sending]
         if sends:
             future = self.log.enqueue(sends, urgent=bool(plan.writes.outbox or plan.finished))

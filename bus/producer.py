@@ -42,12 +42,17 @@ class Producer:
     the other keep their order; a round starts when the one before it is acknowledged, which is also how one
     broker connection works. A round that fails or takes longer than `timeout_seconds` fails everything queued
     and replaces the producer: an idempotent batch in flight never expires by itself.
+
+    `ordered` false, for tests only, lets what waits go out although what was before it has failed.
     """
 
-    def __init__(self, bootstrap: str, *, prefix: str = "", timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self, bootstrap: str, *, prefix: str = "", timeout_seconds: float = 10.0, ordered: bool = True
+    ) -> None:
         self._bootstrap = bootstrap
         self._prefix = prefix
         self._timeout = timeout_seconds
+        self._ordered = ordered
         self._producer: AIOKafkaProducer | None = None
         self._queue: list[_Sending] = []
         self._urgent = asyncio.Event()
@@ -106,8 +111,9 @@ class Producer:
             except Exception as error:  # Whatever it is: nobody may wait for ever for a round that has failed.
                 why = f"{type(error).__name__} {error}"
                 self._replace(why)
-                sendings += self._queue
-                self._queue = []
+                if self._ordered:
+                    sendings += self._queue
+                    self._queue = []
                 for sending in sendings:
                     if not sending.future.done():
                         sending.future.set_exception(SendFailed(why))

@@ -17,7 +17,7 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer
 
 from bus import postgres
-from bus.kernel import Kernel, Limits
+from bus.kernel import Defences, Kernel, Limits
 from bus.lanes import Lane
 from bus.plan import Partitions
 from bus.postgres import PostgresStore, load_row
@@ -25,6 +25,7 @@ from bus.producer import Producer
 from bus.store import Log, Out, Store
 from bus.worker import DatabaseClock, Worker
 from gateway import server
+from gateway.ports import CommandBus
 from handlers import access, catalog
 from handlers.ingress import IngressRules
 from handlers.programs import Programs
@@ -67,13 +68,16 @@ def _same(port: T) -> T:
 class Extras:
     """What an installation adds: node types with their performers by step kind (the benchmark's no-op).
 
-    `store` and `log` wrap those of the kernel; a fault that must hit between two of its actions goes there.
+    `store` and `log` wrap those of the kernel, `bus` what a gateway sends by; a fault that must hit between two of
+    their actions goes there. `defences` are for tests only.
     """
 
     node_types: Mapping[str, type[NodeConfig]] = field(default_factory=dict)
     performers: Mapping[str, Performer] = field(default_factory=dict)
     store: Callable[[Store], Store] = _same
     log: Callable[[Log], Log] = _same
+    bus: Callable[[CommandBus], CommandBus] = _same
+    defences: Defences = field(default_factory=Defences)
 
 
 async def migrate(settings: Settings) -> None:
@@ -115,14 +119,14 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
                 await parts.pool.stop(STEP_STOP_SECONDS)
 
 
-async def run_gateway(settings: Settings) -> None:
+async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
     """Serve HTTP until SIGTERM or SIGINT."""
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
     async with _stopping() as stop:
         try:
             await server.serve(
                 settings,
-                producer,
+                (extras or Extras()).bus(producer),
                 database_url=settings.required_database_url,
                 kafka_bootstrap=settings.required_kafka_bootstrap,
                 stop=stop,
@@ -272,7 +276,8 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             )
         steps = _LaneSteps(parts)
         parts.deliver = steps.deliver
-        runtime = Runtime(parts.programs, step_kinds=frozenset(parts.pool.kinds))
+        kinds = frozenset(parts.pool.kinds)
+        runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
@@ -292,6 +297,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             hint=lambda row: _hint(row, settings.steps_partitions),
             ingress=IngressRules(settings.auth_required),
             limits=Limits(decide_records_max=settings.batch_records_max, rows_max=settings.batch_rows_max),
+            defences=extras.defences,
             immutable_facts=frozenset({Version}),
         )
         running = Worker(

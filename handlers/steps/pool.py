@@ -177,6 +177,7 @@ class StepPool:
             input=row.input or {},
             timeout_seconds=row.timeout_seconds,
             traceparent=held.traceparent,
+            lease_token=row.lease_token,
         )
         names = _names(row)
         perform = self.performers[row.kind]

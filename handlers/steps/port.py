@@ -11,7 +11,8 @@ from schemas.node_types import NodeConfig
 
 @dataclass(frozen=True, slots=True)
 class StepCall:
-    """One attempt of one step. `node_run_id` is the idempotency key, the same for all attempts.
+    """One attempt of one step. `node_run_id` is the idempotency key, the same for all attempts; `lease_token` rises
+    with each lease, so an effect that keeps the highest one can refuse an executor that came back too late.
 
     `input`: the node's templated fields, filled in; everything else is in `config`. `timeout_seconds` 0: none.
     """
@@ -25,6 +26,7 @@ class StepCall:
     input: JsonObject
     timeout_seconds: float = 0.0
     traceparent: str = ""
+    lease_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)
