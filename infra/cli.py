@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra import cli_bench, cli_chaos, cli_ops
+from infra import cli_bench, cli_chaos, cli_ops, cli_scale
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -31,9 +31,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 @app.command()
 def up(
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes")] = 1,
-    executors: Annotated[int, typer.Option(min=0, help="Executor processes")] = 1,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the gateway [default: 8000]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes [default: as last time, or 1]")] = None,
+    executors: Annotated[
+        int | None, typer.Option(min=0, help="Executor processes [default: as last time, or 1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the gateway [default: as last time, or 8000]")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Start Postgres, Kafka, workers, executors and the gateway; Ctrl-C stops all."""
@@ -141,6 +145,7 @@ def migrate(data: Data = None) -> None:
 
 
 cli_ops.register(app)
+cli_scale.register(app)
 
 
 def run_role(name: str, settings: Settings) -> None:

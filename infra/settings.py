@@ -19,6 +19,12 @@ ENV_FILE = ".env"
 # Names that the platform's predecessors read and that have no use here; they are reported, not refused.
 UNUSED_PATTERNS = ("REDIS_URL", "*_SERVICE_URL", "PYTHON_BIN", "SMOKE_*")
 
+OTHER_NAMES = {
+    "worker_dry_run": PREFIX + "AGENT_WORKER_DRY_RUN",
+    "otel_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
+}
+"""What these fields may be called as well."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Partitions = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -94,7 +100,7 @@ class Settings(BaseSettings):
     step_poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
     worker_dry_run: Annotated[
         bool,
-        Field(validation_alias=AliasChoices(PREFIX + "WORKER_DRY_RUN", PREFIX + "AGENT_WORKER_DRY_RUN")),
+        Field(validation_alias=AliasChoices(PREFIX + "WORKER_DRY_RUN", OTHER_NAMES["worker_dry_run"])),
     ] = False
     code_sandbox: Literal["monty", "bubblewrap"] = "monty"
     max_timeout_seconds: Annotated[float, Field(gt=0, le=3600, description="longest code or tool call")] = 30
@@ -114,6 +120,18 @@ class Settings(BaseSettings):
     credential_keys: Annotated[SecretStr | None, Field(description="comma-separated, first encrypts")] = None
     egress_allowed_hosts: Annotated[str, Field(description="internal hosts that may be called")] = ""
 
+    # Metrics and traces
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[Port | None, Field(description="of GET /metrics; 0: any free one; none: off")] = None
+    otel_endpoint: Annotated[
+        str | None,
+        Field(
+            validation_alias=AliasChoices(PREFIX + "OTEL_ENDPOINT", OTHER_NAMES["otel_endpoint"]),
+            description="OTLP/HTTP collector; none: no traces",
+        ),
+    ] = None
+    otel_sample_ratio: Annotated[float, Field(ge=0, le=1, description="of traces that begin here")] = 1.0
+
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -122,6 +140,13 @@ class Settings(BaseSettings):
     @classmethod
     def _postgres_only(cls, value: str | None) -> str | None:
         return None if value is None else plain_postgres_url(value)
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _http_only(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must look like http://collector:4318")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -188,7 +213,7 @@ def setting_name(field: str) -> str:
 
 
 def known_names() -> set[str]:
-    return {setting_name(field) for field in Settings.model_fields} | {PREFIX + "AGENT_WORKER_DRY_RUN"}
+    return {setting_name(field) for field in Settings.model_fields} | set(OTHER_NAMES.values())
 
 
 def unused_names(names: Mapping[str, str] | None = None) -> list[str]:
@@ -216,7 +241,7 @@ def setting_sources(settings: Settings, overrides: Mapping[str, Any]) -> dict[st
     file = {name.upper() for name in _file_values()}
     sources = {}
     for field in Settings.model_fields:
-        names = {setting_name(field)} | ({PREFIX + "AGENT_WORKER_DRY_RUN"} if field == "worker_dry_run" else set())
+        names = {setting_name(field), OTHER_NAMES.get(field, "")}
         if overrides.get(field) is not None:
             sources[field] = "command line"
         elif names & environment and field in settings.model_fields_set:
@@ -266,6 +291,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX) or name.upper() in OTHER_NAMES.values()
+
+
 def _is_unused(name: str) -> bool:
     rest = name.upper().removeprefix(PREFIX)
     return any(fnmatch.fnmatchcase(rest, pattern) for pattern in UNUSED_PATTERNS)
@@ -275,11 +304,11 @@ def _file_values() -> dict[str, str]:
     if not Path(ENV_FILE).is_file():
         return {}
     values = dotenv_values(ENV_FILE, encoding="utf-8")
-    return {name: value or "" for name, value in values.items() if name.upper().startswith(PREFIX)}
+    return {name: value or "" for name, value in values.items() if _is_ours(name)}
 
 
 def _names_given() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+    environment = {name: value for name, value in os.environ.items() if _is_ours(name)}
     return _file_values() | environment
 
 

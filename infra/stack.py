@@ -5,13 +5,9 @@ import contextlib
 import os
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from infra.embedded import EmbeddedStack, StackError
 from infra.embedded.jars import Progress
@@ -21,13 +17,20 @@ from infra.embedded.processes import (
     free_port,
     log_tail,
     port_is_free,
-    spawn,
-    stop_child,
 )
-from infra.embedded.state import DataFolder, in_use, local_credential_keys, read_state
+from infra.embedded.state import (
+    Scaled,
+    Wish,
+    in_use,
+    local_credential_keys,
+    read_state,
+    read_wish,
+    write_wish,
+)
+from infra.role_process import RoleName as RoleName
+from infra.role_process import RoleProcess, Server, Unit
 from infra.settings import Settings, mask_password, setting_name
 
-RoleName = Literal["worker", "executor", "gateway"]
 Say = Callable[[str], None]
 
 BACK_OFF_SECONDS_MIN = 0.2
@@ -35,80 +38,40 @@ BACK_OFF_SECONDS_MAX = 10.0
 HEALTHY_SECONDS = 30.0
 READY_SECONDS_MAX = 120.0
 EARLY_DEATHS_MAX = 3
-
-
-class Unit(Protocol):
-    """Something that is kept running."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def start(self) -> Callable[[], Awaitable[None]]: ...
-    @property
-    def exit_status(self) -> Callable[[], int | None]: ...
-
-
-@dataclass(slots=True)
-class RoleProcess:
-    """One worker, executor or gateway: a process whose command line names its role."""
-
-    role: RoleName
-    index: int
-    folder: DataFolder
-    environment: Mapping[str, str]
-    module: str = "infra.cli"
-    child: subprocess.Popen[bytes] | None = None
-    deaths: int = field(default=0)
-
-    @property
-    def name(self) -> str:
-        return f"{self.role}-{self.index}"
-
-    @property
-    def log(self) -> Path:
-        return self.folder.path / "log" / f"{self.name}.log"
-
-    async def start(self) -> None:
-        self.child = spawn([sys.executable, "-m", self.module, self.role], log=self.log, environment=self.environment)
-        self.folder.record_process(self.role, self.index, self.child.pid, self.log)
-
-    def exit_status(self) -> int | None:
-        return None if self.child is None else self.child.poll()
-
-    async def stop(self, signals: Sequence[tuple[int, float]]) -> None:
-        if self.child is not None:
-            await stop_child(self.child, signals)
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Postgres or Kafka as something that is kept running."""
-
-    name: str
-    start: Callable[[], Awaitable[None]]
-    exit_status: Callable[[], int | None]
+WISH_SECONDS = 0.2
+"""How often the supervisor looks whether somebody wants other numbers of processes."""
+LEAVE: Sequence[tuple[int, float]] = ((signal.SIGTERM, 45.0), (signal.SIGKILL, 5.0))
+"""A process that leaves for good may end its steps first, and hands its lanes over in order."""
+SCALABLE: Sequence[RoleName] = ("worker", "executor")
+COUNT_DEFAULT = 1
 
 
 class Supervisor:
     """Runs a whole stack in the foreground; `run` returns once everything has stopped.
 
-    `role_module` is what a role process runs, its role the only argument. What lived for `healthy_seconds`
-    is started again at once when it ends.
+    `workers` and `executors` None: as many as last time on this data folder. `role_module` is what a role process
+    runs, its role the only argument. What lived for `healthy_seconds` is started again at once when it ends.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        workers: int,
-        executors: int,
+        workers: int | None,
+        executors: int | None,
         say: Say,
         progress: Progress | None = None,
         role_module: str = "infra.cli",
         healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self._settings = settings
-        self._counts: dict[RoleName, int] = {"worker": workers, "executor": executors, "gateway": 1}
+        wish = read_wish(settings.data_dir)
+        self._counts: dict[RoleName, int] = {
+            "worker": wish.counts.get("worker", COUNT_DEFAULT) if workers is None else workers,
+            "executor": wish.counts.get("executor", COUNT_DEFAULT) if executors is None else executors,
+            "gateway": 1,
+        }
+        self._wish = wish
         self._say = say
         self._role_module = role_module
         self._healthy_seconds = healthy_seconds
@@ -140,7 +103,7 @@ class Supervisor:
             if once_ready is not None and not self._asked_to_stop.is_set():
                 await self._unless_stopped(once_ready(self.gateway_url))
             elif not self._asked_to_stop.is_set():
-                await self._asked_to_stop.wait()
+                await self._unless_stopped(self._follow_wishes())
         finally:
             await self._stop()
 
@@ -160,8 +123,8 @@ class Supervisor:
 
     async def add(self, role: RoleName) -> str:
         """Start one more process of a role and keep it running; says its name."""
-        index = self._counts[role]
-        self._counts[role] += 1
+        taken = {process.index for process in self._roles if process.role == role}
+        index = next(index for index in range(len(taken) + 1) if index not in taken)
         process = self._role(role, index)
         self._roles.append(process)
         await process.start()
@@ -170,15 +133,58 @@ class Supervisor:
 
     async def remove(self, name: str, how: Sequence[tuple[int, float]] = STOP_GENTLY) -> None:
         """Stop one process for good."""
+        await self._leave(name, how)
+
+    async def _leave(self, name: str, how: Sequence[tuple[int, float]]) -> int:
+        """Stop one process for good; its exit code, negative if a signal ended it."""
         process = next(process for process in self._roles if process.name == name)
         keeper = self._keepers.pop(name)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
-        self._roles.remove(process)
         await process.stop(how)
+        self._roles.remove(process)
+        self._stack.folder.forget_process(process.role, process.index)
+        return process.exit_status() or 0
+
+    async def scale(self, counts: Mapping[RoleName, int], request: str = "") -> Scaled:
+        """Start or stop processes until there are so many of each role; those named last leave first."""
+        started: list[str] = []
+        leaving: list[str] = []
+        for role, count in counts.items():
+            names = [process.name for process in sorted(self._roles, key=lambda p: p.index) if process.role == role]
+            leaving += names[count:]
+            started += [await self.add(role) for _ in range(count - len(names))]
+        codes = await asyncio.gather(*(self._leave(name, LEAVE) for name in leaving))
+        done = Scaled(request, tuple(started), dict(zip(leaving, codes, strict=True)))
+        self._counts.update(counts)
+        self._stack.folder.record(scaled=done)
+        return done
+
+    async def _follow_wishes(self) -> None:
+        """Scale whenever somebody has written another wish into the data folder."""
+        while True:
+            await asyncio.sleep(WISH_SECONDS)
+            wish = await asyncio.to_thread(read_wish, self._stack.folder.path)
+            if not wish.request or wish.request == self._wish.request:
+                continue
+            self._wish = wish
+            done = await self.scale({role: wish.counts[role] for role in SCALABLE if role in wish.counts}, wish.request)
+            changes = [f"started {name}" for name in done.started]
+            changes += [f"stopped {name} ({_how(code)})" for name, code in done.stopped.items()]
+            self._say(f"Scaled: {', '.join(changes) or 'nothing to do'}")
 
     def _role(self, role: RoleName, index: int) -> RoleProcess:
-        return RoleProcess(role, index, self._stack.folder, self._environment, self._role_module)
+        process = RoleProcess(role, index, self._stack.folder, self._environment, self._role_module)
+        process.metrics_port = self._metrics_port()
+        return process
+
+    def _metrics_port(self) -> int:
+        """One for each process: any free one, or the next free one from the port that the settings name."""
+        taken = {process.metrics_port for process in self._roles} | {self._settings.gateway_port}
+        first = self._settings.metrics_port
+        if not first:
+            return free_port(taken)
+        return next(port for port in range(first, 65_536) if port not in taken and port_is_free(port))
 
     async def _unless_stopped(self, work: Awaitable[None]) -> None:
         """Await the work, or leave it as soon as somebody asks to stop."""
@@ -205,24 +211,37 @@ class Supervisor:
         self._settings = self._settings.model_copy(update=self._addresses())
         await main.migrate(self._settings)
         await main.create_topics(self._settings)
-        self._stack.folder.record(
+        folder = self._stack.folder
+        folder.remember_ports(folder.remembered_ports() | {"gateway": self._settings.gateway_port})
+        folder.record(
             gateway_url=self.gateway_url,
             database_url=self._settings.database_url,
             kafka_bootstrap=self._settings.kafka_bootstrap,
         )
+        self._wish = Wish({role: self._counts[role] for role in SCALABLE}, self._wish.request)
+        write_wish(folder.path, self._wish)
         self._environment = self._role_environment()
-        self._roles = [self._role(role, index) for role, count in self._counts.items() for index in range(count)]
-        for role in self._roles:
-            await role.start()
+        for role, count in self._counts.items():
+            for index in range(count):
+                self._roles.append(self._role(role, index))
+        for process in self._roles:
+            await process.start()
         self._keepers = {unit.name: asyncio.create_task(self._keep_running(unit)) for unit in self._units()}
         await self._until_ready()
+        folder.record(scaled=Scaled(self._wish.request))
         self._announce()
 
     def _take_gateway_port(self) -> None:
+        """The one that was asked for; else that of last time, else the setting's default."""
         settings = self._settings
+        remembered = self._stack.folder.remembered_ports().get("gateway", 0)
         if settings.gateway_port == 0:
-            self._settings = settings.model_copy(update={"gateway_port": free_port()})
-        elif not port_is_free(settings.gateway_port, settings.gateway_host):
+            usable = remembered and port_is_free(remembered, settings.gateway_host)
+            self._settings = settings.model_copy(update={"gateway_port": remembered if usable else free_port()})
+            return
+        if "gateway_port" not in settings.model_fields_set and remembered:
+            settings = self._settings = settings.model_copy(update={"gateway_port": remembered})
+        if not port_is_free(settings.gateway_port, settings.gateway_host):
             running = read_state(self._stack.folder.path)
             if running is not None and running.is_running:
                 raise in_use(self._stack.folder.path, str(running.owner.pid))

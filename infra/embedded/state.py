@@ -35,6 +35,8 @@ class Started:
     identity: Identity
     log: str
     restarts: int = 0
+    metrics_port: int = 0
+    """Where it serves its metrics; 0: nowhere."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -44,12 +46,25 @@ class Started:
             "started": self.identity.started,
             "log": self.log,
             "restarts": self.restarts,
+            "metrics_port": self.metrics_port,
         }
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """What became of the last request to scale. `stopped`: exit code by name; negative: the signal that it took."""
+
+    request: str = ""
+    started: tuple[str, ...] = ()
+    stopped: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"request": self.request, "started": list(self.started), "stopped": self.stopped}
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """What DATA/state.json says."""
+    """What DATA/state.json says. `scaled` is there once the roles can be scaled."""
 
     owner: Identity
     since: str
@@ -58,6 +73,7 @@ class State:
     kafka_bootstrap: str | None = None
     gateway_url: str | None = None
     ports: dict[str, int] = field(default_factory=dict)
+    scaled: Scaled | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +84,7 @@ class State:
             "gateway_url": self.gateway_url,
             "ports": self.ports,
             "processes": [process.as_json() for process in self.processes],
+            "scaled": None if self.scaled is None else self.scaled.as_json(),
         }
 
     @property
@@ -86,13 +103,43 @@ def read_state(data: Path) -> State | None:
             kafka_bootstrap=raw["kafka_bootstrap"],
             gateway_url=raw["gateway_url"],
             ports=dict(raw["ports"]),
-            processes=tuple(
-                Started(p["role"], p["index"], Identity(p["pid"], p["started"]), p["log"], p["restarts"])
-                for p in raw["processes"]
-            ),
+            processes=tuple(_started(p) for p in raw["processes"]),
+            scaled=_scaled(raw.get("scaled")),
         )
     except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
         return None
+
+
+def _started(raw: dict[str, Any]) -> Started:
+    identity = Identity(raw["pid"], raw["started"])
+    return Started(raw["role"], raw["index"], identity, raw["log"], raw["restarts"], raw.get("metrics_port", 0))
+
+
+def _scaled(raw: dict[str, Any] | None) -> Scaled | None:
+    return None if raw is None else Scaled(raw["request"], tuple(raw["started"]), dict(raw["stopped"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How many processes of each role somebody wants: DATA/roles.json. `request` names who asked last."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    request: str = ""
+
+
+def read_wish(data: Path) -> Wish:
+    """The last wish; an empty one if there is none that can be read."""
+    try:
+        raw = orjson.loads((data / "roles.json").read_bytes())
+        counts = {str(role): int(count) for role, count in raw["counts"].items() if int(count) >= 0}
+        return Wish(counts, str(raw["request"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return Wish()
+
+
+def write_wish(data: Path, wish: Wish) -> None:
+    document = {"counts": wish.counts, "request": wish.request}
+    write_atomically(data / "roles.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 def stop_leftovers(state: State) -> list[Started]:
@@ -181,15 +228,19 @@ class DataFolder:
         self._state = replace(self._state, **changes)
         write_atomically(self.path / "state.json", orjson.dumps(self._state.as_json(), option=orjson.OPT_INDENT_2))
 
-    def record_process(self, role: Role, index: int, pid: int, log: Path) -> None:
+    def record_process(self, role: Role, index: int, pid: int, log: Path, metrics_port: int = 0) -> None:
         """Record a process just started; it takes the place of the former one of its role and index."""
         identity = identify(pid)
         others = [p for p in self._state.processes if (p.role, p.index) != (role, index)]
         former = [p for p in self._state.processes if (p.role, p.index) == (role, index)]
         restarts = former[0].restarts + 1 if former else 0
         if identity is not None:
-            others.append(Started(role, index, identity, str(log), restarts))
+            others.append(Started(role, index, identity, str(log), restarts, metrics_port))
         self.record(processes=tuple(sorted(others, key=lambda p: (p.role, p.index))))
+
+    def forget_process(self, role: Role, index: int) -> None:
+        """It has ended for good."""
+        self.record(processes=tuple(p for p in self._state.processes if (p.role, p.index) != (role, index)))
 
     def forget_processes(self) -> None:
         """Nothing that was recorded runs any more."""

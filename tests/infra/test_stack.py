@@ -54,7 +54,10 @@ class Running:
         """Whether every lane is owned by a worker that runs, and nothing stands still."""
         status = self.status()
         owners = {lane["owner"] for lane in status["lanes"]}
-        return not status["standing_still"] and owners <= set(status["workers"])
+        # The group counts a member that was killed until its session ends; its pid has gone at once.
+        running = {f"worker-{entry['pid']}-" for entry in status["roles"] if entry["role"] == "worker"}
+        held = all(any(owner.startswith(name) for name in running) for owner in owners)
+        return held and not status["standing_still"] and owners <= set(status["workers"])
 
     def call(self, method: str, path: str, **body: Any) -> httpx.Response:
         return httpx.request(method, f"{self.status()['gateway_url']}/gateway{path}", json=body or None, timeout=40)
