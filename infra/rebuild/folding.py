@@ -1,0 +1,86 @@
+"""Folding the log with the production folds, event by event, one aggregate after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from bus.decider import Evolve, Recorded
+from infra.db import TableSpec
+from projections import access, catalog, runtime
+from projections.fold import FoldRows
+from schemas import registry
+
+Only = Literal["runtime", "catalog", "access"]
+ONLY: tuple[Only, ...] = get_args(Only)
+TABLES: Mapping[Only, Sequence[TableSpec]] = {
+    "runtime": runtime.TABLES,
+    "catalog": catalog.TABLES,
+    "access": access.TABLES,
+}
+_FOLDS: Mapping[Only, Evolve] = {"runtime": runtime.evolve, "catalog": catalog.evolve, "access": access.evolve}
+EVOLVE: Mapping[str, Evolve] = {
+    name: fold for name in registry.EVENTS for domain, fold in _FOLDS.items() if name.startswith(f"{domain}.")
+}
+"""By the event's type: its first part is the domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfoldable:
+    aggregate_id: str
+    reason: str
+
+
+class Folder:
+    """Takes events in the log's order and keeps what they make. `take_whole` hands out aggregates that have ended.
+
+    An event is (aggregate_id, seq, type, data, at, tenant_id, lane, actor, correlation_id, traceparent).
+    """
+
+    def __init__(self) -> None:
+        self.unfoldable: list[Unfoldable] = []
+        self.aggregates = 0
+        self._whole: dict[str, FoldRows | None] = {}
+        self._id = ""
+        self._rows: FoldRows | None = None
+        self._seq = 0
+
+    def take(self, events: Iterable[Any]) -> None:
+        for event in events:
+            if event[0] != self._id:
+                self._begin(event[0])
+            rows = self._rows
+            if rows is None:
+                continue
+            self._seq += 1
+            id, seq, name, data, at, tenant_id, lane, actor, correlation_id, traceparent = event
+            try:
+                if seq != self._seq:
+                    raise ValueError(f"seq {seq} stands where {self._seq} was due")
+                recorded = Recorded(
+                    registry.decode_event(name, data), id, seq, at or 0.0, tenant_id, lane, actor, correlation_id, "",
+                    traceparent,
+                )  # fmt: skip
+                for row in EVOLVE[name](rows, recorded):
+                    rows.rows[type(row), row.id] = row
+            except Exception as error:
+                self._give_up(f"seq {seq} ({name}): {type(error).__name__}: {error}")
+
+    def take_whole(self, until: str) -> dict[str, FoldRows | None]:
+        """The aggregates before the id `until`, each once; None for one that cannot be folded."""
+        if self._id and self._id < until:
+            self._whole[self._id] = self._rows
+            self._id, self._rows = "", None
+        whole, self._whole = self._whole, {}
+        return whole
+
+    def _begin(self, id: str) -> None:
+        if self._id:
+            self._whole[self._id] = self._rows
+        self.aggregates += 1
+        self._id, self._rows, self._seq = id, FoldRows(), 0
+
+    def _give_up(self, reason: str) -> None:
+        self.unfoldable.append(Unfoldable(self._id, reason[:300]))
+        self._rows = None
