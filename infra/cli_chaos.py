@@ -21,19 +21,37 @@ Keep = Annotated[Path | None, typer.Option("--data", help="Folder to use and kee
 @app.callback()
 def chaos(
     context: typer.Context,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long to inject faults")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long each seed's faults go on")] = 5.0,
     rate: Annotated[float, typer.Option(min=0.1, help="Runs started a second")] = 12.0,
     seed: Seed = 1,
+    seeds: Annotated[str, typer.Option(help="Several seeds, 1,2,3: one after the other, judged together")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="End with the report as JSON")] = False,
     data: Keep = None,
 ) -> None:
     """Inject faults of every kind under load on a stack of its own; verify that nothing is lost or doubled."""
     if context.invoked_subcommand is not None:
         return
     from infra.chaos.mix import mix_test
+    from infra.chaos.several import Several
 
-    with _stack(data) as settings:
-        report = asyncio.run(mix_test(settings, seconds=minutes * 60, runs_per_second=rate, seed=seed, say=_say))
-    _conclude(report.document(), report.conclusion.problems)
+    report = Several()
+    for each in _numbers(seeds) or [seed]:
+        with _stack(data / f"seed-{each}" if data and seeds else data) as settings:
+            found = asyncio.run(mix_test(settings, seconds=minutes * 60, runs_per_second=rate, seed=each, say=_say))
+        report.add(found)
+        _say(f"seed {each}: {found.conclusion.summary}")
+    _say(report.table())
+    if as_json:
+        _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers", param_hint="--seeds") from None
 
 
 @app.command()

@@ -7,12 +7,13 @@ import secrets
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from infra.embedded import EmbeddedStack, StackError
 from infra.embedded.jars import Progress
 from infra.embedded.processes import (
     KILL,
+    LOOPBACK,
     STOP_GENTLY,
     free_port,
     log_tail,
@@ -32,6 +33,7 @@ from infra.role_process import RoleProcess, Server, Unit
 from infra.settings import Settings, mask_password, setting_name
 
 Say = Callable[[str], None]
+ServerName = Literal["postgres", "kafka"]
 
 BACK_OFF_SECONDS_MIN = 0.2
 BACK_OFF_SECONDS_MAX = 10.0
@@ -51,6 +53,8 @@ class Supervisor:
 
     `workers` and `executors` None: as many as last time on this data folder. `role_module` is what a role process
     runs, its role the only argument. What lived for `healthy_seconds` is started again at once when it ends.
+    `fronts`: ports of this machine at which roles find a server, by its name, instead of at its own; whoever listens
+    there passes everything on to `port_of` it.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Supervisor:
         progress: Progress | None = None,
         role_module: str = "infra.cli",
         healthy_seconds: float = HEALTHY_SECONDS,
+        fronts: Mapping[ServerName, int] | None = None,
     ) -> None:
         self._settings = settings
         wish = read_wish(settings.data_dir)
@@ -75,12 +80,14 @@ class Supervisor:
         self._say = say
         self._role_module = role_module
         self._healthy_seconds = healthy_seconds
+        self._fronts = dict(fronts or {})
         self._stack = EmbeddedStack(
             settings.data_dir,
             with_postgres=settings.database_url is None,
             with_kafka=settings.kafka_bootstrap is None,
             full_jit=True,
             heap_megabytes=settings.embedded_kafka_heap_megabytes,
+            kafka_properties=_advertised(self._fronts.get("kafka")),
             cache_dir=settings.cache_dir,
             progress=progress,
         )
@@ -120,6 +127,10 @@ class Supervisor:
     def pid_of(self, role: RoleName) -> int:
         """The process of the first worker, executor or gateway."""
         return next(p.identity.pid for p in self._stack.folder.state.processes if p.role == role)
+
+    def port_of(self, server: ServerName) -> int:
+        """The port of an embedded server; 0 before it has one."""
+        return self._stack.postgres.port if server == "postgres" else self._stack.kafka.port
 
     async def add(self, role: RoleName) -> str:
         """Start one more process of a role and keep it running; says its name."""
@@ -258,10 +269,20 @@ class Supervisor:
             "kafka_bootstrap": settings.kafka_bootstrap or stack.kafka_bootstrap,
         }
 
+    def _as_roles_see_it(self) -> Settings:
+        found = {}
+        if "postgres" in self._fronts:
+            own, front = f":{self.port_of('postgres')}/", f":{self._fronts['postgres']}/"
+            found["database_url"] = self._settings.required_database_url.replace(own, front)
+        if "kafka" in self._fronts:
+            found["kafka_bootstrap"] = f"{LOOPBACK}:{self._fronts['kafka']}"
+        return self._settings.model_copy(update=found)
+
     def _role_environment(self) -> dict[str, str]:
         """Ours, and as variables what was decided here or came from the command line."""
+        settings = self._as_roles_see_it()
         given = {
-            setting_name(name): str(getattr(self._settings, name))
+            setting_name(name): str(getattr(settings, name))
             for name in ("database_url", "kafka_bootstrap", "gateway_host", "gateway_port", "data_dir")
         }
         token = self._settings.bootstrap_token
@@ -368,6 +389,11 @@ async def answers_ready(host: str, port: int) -> bool:
     except (OSError, TimeoutError):
         return False
     return status_line.split()[1:2] == [b"200"]
+
+
+def _advertised(port: int | None) -> dict[str, str]:
+    """What Kafka tells its clients: the address to come back to."""
+    return {} if port is None else {"advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}"}
 
 
 def _import_main() -> Any:

@@ -246,6 +246,19 @@ BREAKS = {
         "I9", "UPDATE event SET tenant_id = 't9' WHERE aggregate_id = '{waiting}' AND seq = 1",
         "{waiting}/1 is not on the topic as it is in the log"
     ),
+    "an event of another tenant within an aggregate": (
+        "I10", "UPDATE event SET tenant_id = 't9' WHERE aggregate_id = '{done}' AND seq = 2", "{done}", "'t9'"
+    ),
+    "a node run of another tenant than its run's": (
+        "I10", "UPDATE node_run SET tenant_id = 't9' WHERE run_id = '{done}' AND node_id = 'code'", "node run", "'t9'"
+    ),
+    "a run of another tenant's workflow": (
+        "I10", "UPDATE definition_version SET tenant_id = 't9'", "run and workflow version", "{done}"
+    ),
+    "an outcome told to another tenant": (
+        "I10", "UPDATE command_outcome SET tenant_id = 't9' WHERE status = 'succeeded'", "outcome and its events"
+    ),
+    "a timer of another tenant": ("I10", "UPDATE timer SET tenant_id = 't9'", "timer and its run", "{waiting}"),
     "a lane that stands still": ("I11", "UPDATE lane SET stopped = 'for a test' WHERE id = 2", "lane 2 is stopped"),
     "a timer that is gone": ("I11", "DELETE FROM timer", "{waiting}", "timer that is gone"),
     "a timer that does not fire": (
@@ -355,6 +368,13 @@ def with_a_command_nobody_caused(records: list[Record], worked: Worked) -> list[
     return records
 
 
+def with_a_command_of_another_tenant(records: list[Record], worked: Worked) -> list[Record]:
+    for index, record in enumerate(records):
+        if record.topic == COMMANDS and record.header("ce_type") == "runtime.continue_run":
+            records[index] = record.with_header("ce_tenantid", "t9")
+    return records
+
+
 def with_a_command_that_nobody_takes(records: list[Record], worked: Worked) -> list[Record]:
     first = next(record for record in records if record.topic == COMMANDS)
     return [*records, replace(first, timestamp=first.timestamp - 100_000)]
@@ -379,6 +399,7 @@ TOPICS: dict[Callable[[list[Record], Worked], list[Record]], tuple[str, ...]] = 
     with_an_event_on_another_partition: ("I4", "{done}/", "wrong key or partition"),
     with_something_that_is_no_event: ("I6", "is no event"),
     with_a_command_nobody_caused: ("I6", "runtime.continue_run", "00000000-0000-4000-8000-00000000000c"),
+    with_a_command_of_another_tenant: ("I10", "commands/", "'t9'"),
     with_a_command_that_nobody_takes: ("I11", "commands/", "waits since"),
     with_a_dead_letter_without_reason: ("I12", "dead-letters/", "no reason"),
 }

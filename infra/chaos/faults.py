@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from infra.chaos.roles import stop_wish
-from infra.embedded.processes import Identity, signal_process
+from infra.chaos.places import What, wish
+from infra.embedded.processes import Identity, signal_process, write_atomically
 from infra.embedded.state import Role, Started, read_state
 
 
@@ -62,13 +62,26 @@ class Faults:
 
     def stop_at(self, victim: Victim, place: str) -> None:
         """Ask it to stand still when it next comes to that place; `is_stopped` says when it has."""
-        self.hit.add(victim.pid)
-        stop_wish(self.folder, victim.pid, place).touch()
+        self._wish(victim, place, "stop")
 
-    def not_at(self, victim: Victim) -> None:
-        """Take back what `stop_at` asked for and did not come about."""
-        for wish in self.folder.glob(f"stop-{victim.pid}-*"):
-            wish.unlink(missing_ok=True)
+    def kill_at(self, victim: Victim, place: str) -> None:
+        """Ask it to die by kill -9 when it next comes to that place."""
+        self._wish(victim, place, "kill")
+
+    def asked_at(self, victim: Victim, place: str) -> bool:
+        """Whether it has not come to the place yet."""
+        return wish(self.folder, victim.pid, place).exists()
+
+    def not_at(self, victim: Victim, place: str) -> bool:
+        """Take back what was asked for and did not come about; says whether it had not."""
+        asked = wish(self.folder, victim.pid, place)
+        waiting = asked.exists()
+        asked.unlink(missing_ok=True)
+        return waiting
+
+    def _wish(self, victim: Victim, place: str, what: What) -> None:
+        self.hit.add(victim.pid)
+        write_atomically(wish(self.folder, victim.pid, place), what.encode())
 
     def go_on(self, victim: Victim) -> None:
         self._signal(victim, signal.SIGCONT)

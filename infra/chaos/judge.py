@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from handlers.runtime import REQUEUES_MAX
-from infra.chaos.roles import EFFECTS
-from infra.chaos.workload import TENANT, Job
+from infra.chaos import book, tenants
+from infra.chaos.book import Effect, Lease
+from infra.chaos.poison import Poison
+from infra.chaos.workload import Job, owner_mark
 from schemas.runtime import RUN_ENDED
 
 HEAL_SECONDS_MAX = 180.0
@@ -44,6 +46,19 @@ class Verdict:
         examples = self.violations.setdefault(kind, [])
         if len(examples) < EXAMPLES_MAX:
             examples.append(what)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the load asked for and was promised. `hit`: the processes that died or stood still.
+
+    A run may have given up a step that so many of them held.
+    """
+
+    jobs: Mapping[str, Job]
+    poisoned: Mapping[str, Poison] = field(default_factory=dict)
+    hit: Set[int] = frozenset()
+    lease_seconds: float = 8.0
 
 
 async def unfinished(database: asyncpg.Connection, bootstrap: str, prefix: str = "") -> dict[str, Any]:
@@ -83,29 +98,28 @@ async def heal(
     return left
 
 
-async def judge(database_url: str, folder: Path, jobs: Mapping[str, Job], hit: Set[int] = frozenset()) -> Verdict:
-    """Compare what is stored and what happened outside with what each accepted run had to become.
-
-    `hit`: the processes that died or stood still. A run may have given up a step that so many of them held.
-    """
+async def judge(database_url: str, folder: Path, asked: Asked) -> Verdict:
+    """Compare what is stored and what happened outside with what each accepted run had to become."""
     verdict = Verdict()
-    happened = _happened(folder / EFFECTS)
+    happened = book.effects(folder)
     database = await asyncpg.connect(database_url)
     try:
         async with database.transaction(isolation="repeatable_read", readonly=True):
-            given_up = await _given_up(database, happened, hit)
+            given_up = await _given_up(database, book.by_key(happened), asked.hit)
             verdict.figures["runs given up after lost leases"] = len(given_up)
-            jobs = {id: it for id, it in jobs.items() if id not in given_up}
+            jobs = {id: it for id, it in asked.jobs.items() if id not in given_up}
             runs = await _runs(database, verdict, jobs, given_up)
             events = await _events(database, verdict, runs)
             nodes = await _node_runs(database, verdict, jobs)
             _effects(verdict, jobs, nodes, events, happened)
+            for kind, what in book.problems(happened, events.leases, asked.lease_seconds):
+                verdict.add(kind, what)
             await _outcomes(database, verdict, jobs)
-            dead = await database.fetch("SELECT type, code, detail FROM dead_letter")
-            for letter in dead:
-                verdict.add("dead letter", f"{letter['type']} {letter['code']}: {letter['detail'][:200]}")
+            await _letters(database, verdict, asked.poisoned)
+            verdict.figures["rows that bear their tenant's mark"] = await tenants.check_rows(database, verdict.add)
             for lane in await database.fetch("SELECT id, stopped FROM lane WHERE stopped <> ''"):
                 verdict.add("stopped lane", f"{lane['id']}: {lane['stopped']}")
+            verdict.figures["lanes claimed"] = await database.fetchval("SELECT sum(epoch)::int8 FROM lane")
     finally:
         await database.close()
     return verdict
@@ -121,31 +135,21 @@ async def _ends(bootstrap: str, places: list[TopicPartition]) -> dict[TopicParti
         await consumer.stop()
 
 
-def _happened(log: Path) -> dict[str, list[int]]:
-    """By idempotency key, the processes that performed its effect, in order."""
-    happened: dict[str, list[int]] = defaultdict(list)
-    for line in log.read_text().splitlines() if log.exists() else ():
-        key, _, pid = line.split()
-        happened[key].append(int(pid))
-    return happened
-
-
-async def _given_up(database: Any, happened: Mapping[str, list[int]], hit: Set[int]) -> set[str]:
+async def _given_up(database: Any, happened: Mapping[str, Sequence[Effect]], hit: Set[int]) -> set[str]:
     """Runs that failed with `lease_lost` for the one good reason: each process that held the step was hit."""
-    rows = await database.fetch(
-        "SELECT id, run_id, requeues, error FROM node_run WHERE tenant_id = $1 AND status = 'failed'", TENANT
-    )
+    rows = await database.fetch("SELECT id, run_id, requeues, error FROM node_run WHERE status = 'failed'")
     found = set()
     for row in rows:
         lost = orjson.loads(row["error"])["code"] == "lease_lost"
-        if lost and row["requeues"] == REQUEUES_MAX - 1 and hit >= set(happened.get(str(row["id"]), ())):
+        pids = {effect.pid for effect in happened.get(str(row["id"]), ())}
+        if lost and row["requeues"] == REQUEUES_MAX - 1 and hit >= pids:
             found.add(str(row["run_id"]))
     return found
 
 
 async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job], given_up: Set[str]) -> dict[str, int]:
     """seq by run. Every job must be there once, in its end, and nothing else."""
-    rows = await database.fetch("SELECT id, seq, status, output_text FROM run WHERE tenant_id = $1", TENANT)
+    rows = await database.fetch("SELECT id, tenant_id, seq, status, output_text FROM run")
     found = {str(row["id"]): row for row in rows}
     for id, it in jobs.items():
         row = found.get(id)
@@ -153,6 +157,8 @@ async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job], given_
             verdict.add("lost run", f"{id} {it.key} by {it.via}")
         elif (row["status"], row["output_text"] or None) != (it.expected.status, it.expected.text):
             verdict.add("wrong end", f"{id} {it.workflow}: {row['status']} {row['output_text']!r}")
+        elif row["tenant_id"] != it.tenant_id:
+            verdict.add("run of another tenant", f"{id} of {it.tenant_id} is {row['tenant_id']}'s")
     for id in found.keys() - jobs.keys() - given_up:
         verdict.add("run that nobody started", id)
     verdict.figures["runs"] = len(found)
@@ -166,17 +172,20 @@ class _OfNode:
     requeues: int = 0
 
 
-async def _events(database: Any, verdict: Verdict, runs: Mapping[str, int]) -> dict[str, _OfNode]:
+@dataclass(slots=True)
+class _Events:
+    nodes: dict[str, _OfNode] = field(default_factory=lambda: defaultdict(_OfNode))
+    leases: dict[tuple[str, int], Lease] = field(default_factory=dict)
+
+
+async def _events(database: Any, verdict: Verdict, runs: Mapping[str, int]) -> _Events:
     """What each node run's events say. Each run's must be 1..n with one terminal event, its last."""
     seqs: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    nodes: dict[str, _OfNode] = defaultdict(_OfNode)
-    rows = await database.fetch("SELECT aggregate_id, seq, type, data FROM event WHERE type LIKE 'runtime.%'")
+    found = _Events()
+    rows = await database.fetch("SELECT aggregate_id, seq, type, at, data FROM event WHERE type LIKE 'runtime.%'")
     for row in rows:
         seqs[str(row["aggregate_id"])].append((row["seq"], row["type"]))
-        if row["type"] in NODE_ENDS:
-            nodes[orjson.loads(row["data"])["node_run_id"]].ends += 1
-        elif row["type"] == "runtime.step_requeued":
-            nodes[orjson.loads(row["data"])["node_run_id"]].requeues += 1
+        _of_node(found, row["type"], row["at"], row["data"])
     for id, seq in runs.items():
         events = sorted(seqs.get(id, []))
         if [number for number, _ in events] != list(range(1, seq + 1)):
@@ -187,14 +196,25 @@ async def _events(database: Any, verdict: Verdict, runs: Mapping[str, int]) -> d
     for id in seqs.keys() - runs.keys():
         verdict.add("events without a run", id)
     verdict.figures["events"] = len(rows)
-    verdict.figures["steps repeated"] = sum(node.requeues for node in nodes.values())
-    return nodes
+    verdict.figures["steps repeated"] = sum(node.requeues for node in found.nodes.values())
+    return found
+
+
+def _of_node(found: _Events, type: str, at: float, data: bytes) -> None:
+    if type in NODE_ENDS:
+        found.nodes[orjson.loads(data)["node_run_id"]].ends += 1
+    elif type == "runtime.step_requeued":
+        event = orjson.loads(data)
+        found.nodes[event["node_run_id"]].requeues += 1
+        found.leases[event["node_run_id"], event["lease_token"]] = Lease(at, requeued=True)
+    elif type in ("runtime.node_scheduled", "runtime.node_dispatched"):
+        event = orjson.loads(data)
+        if type == "runtime.node_dispatched" or event.get("ready"):
+            found.leases[event["node_run_id"], event.get("lease_token", 1)] = Lease(at, requeued=False)
 
 
 async def _node_runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> dict[str, Any]:
-    rows = await database.fetch(
-        "SELECT id, run_id, path, iteration, status, attempt FROM node_run WHERE tenant_id = $1", TENANT
-    )
+    rows = await database.fetch("SELECT id, run_id, path, iteration, status, attempt FROM node_run")
     of_run: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in rows:
         of_run[str(row["run_id"])].append((row["path"], row["status"]))
@@ -206,29 +226,30 @@ async def _node_runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -
 
 
 def _effects(
-    verdict: Verdict,
-    jobs: Mapping[str, Job],
-    nodes: Mapping[str, Any],
-    events: Mapping[str, _OfNode],
-    happened: Mapping[str, list[int]],
+    verdict: Verdict, jobs: Mapping[str, Job], nodes: Mapping[str, Any], events: _Events, happened: Sequence[Effect]
 ) -> None:
     """Each effect happened, and again only under a new attempt or after its lease had run out."""
-    for key in happened.keys() - nodes.keys():
-        verdict.add("effect of nothing", f"{key}: {len(happened[key])} times")
+    times = Counter(effect.key for effect in happened)
+    for effect in happened:
+        node = nodes.get(effect.key)
+        if node is None:
+            verdict.add("effect of nothing", f"{effect.key}: {times[effect.key]} times")
+        elif (str(node["run_id"]), owner_mark(effect.tenant_id)) != (effect.run_id, effect.owner):
+            verdict.add("effect for another", f"{effect.key} of {effect.tenant_id} was told it {effect.owner}")
     for id, row in nodes.items():
         it = jobs.get(str(row["run_id"]))
         if it is None:
             continue
-        of_node, times = events.get(id, _OfNode()), len(happened.get(id, ()))
+        of_node = events.nodes.get(id, _OfNode())
         if of_node.ends != 1:
             verdict.add("terminal events of a node run", f"{id} {row['path']}: {of_node.ends}")
         allowed = row["attempt"] + of_node.requeues if row["path"] in it.expected.effects else 0
-        if times > allowed:
-            verdict.add("doubled effect", f"{id} {row['path']}: {times} times, {allowed} allowed")
-        elif allowed and not times:
+        if times[id] > allowed:
+            verdict.add("doubled effect", f"{id} {row['path']}: {times[id]} times, {allowed} allowed")
+        elif allowed and not times[id]:
             verdict.add("lost effect", f"{id} {row['path']}")
-    verdict.figures["effects"] = sum(map(len, happened.values()))
-    verdict.figures["effects repeated"] = verdict.figures["effects"] - len(happened)
+    verdict.figures["effects"] = len(happened)
+    verdict.figures["effects repeated"] = len(happened) - len(times)
 
 
 async def _outcomes(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) -> None:
@@ -239,3 +260,16 @@ async def _outcomes(database: Any, verdict: Verdict, jobs: Mapping[str, Job]) ->
         if found.get(id) != "succeeded":
             verdict.add("wrong outcome", f"{id} {it.key}: {found.get(id)}")
     verdict.figures["outcomes"] = len(found)
+
+
+async def _letters(database: Any, verdict: Verdict, poisoned: Mapping[str, Poison]) -> None:
+    """Whatever was poison is a dead letter with its reason, and nothing else is."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for letter in await database.fetch("SELECT key, type, code, detail FROM dead_letter"):
+        found[letter["key"]].add(letter["code"])
+        if letter["key"] not in poisoned:
+            verdict.add("dead letter", f"{letter['type']} {letter['code']}: {letter['detail'][:200]}")
+    for key, it in poisoned.items():
+        if found[key] != {it.code}:
+            verdict.add("poison not contained", f"{key} on {it.topic}: {sorted(found[key])}, not {it.code}")
+    verdict.figures["poison"] = len(poisoned)

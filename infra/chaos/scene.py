@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -11,18 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 from bus.producer import Producer
+from infra.chaos import book, tenants
+from infra.chaos.disarmed import OFF_VARIABLE
 from infra.chaos.faults import Faults
-from infra.chaos.judge import Verdict, heal, judge
+from infra.chaos.judge import HEAL_SECONDS_MAX, Asked, Verdict, heal, judge
 from infra.chaos.load import Load
+from infra.chaos.proxy import Proxy
 from infra.chaos.workload import VIAS
+from infra.embedded.processes import free_port
 from infra.settings import Settings
 from infra.stack import Say, Supervisor
-from infra.verify import verify
+from infra.verify import Report, verify
 
 EXAMPLES_MAX = 20
 GIVEN_UP_SHARE_MAX = 0.02
 """A step whose holder died five times fails by design; whoever kills this often must see little of it."""
+PROGRESS_MIN = 0.9
+"""Of the runs offered while faults struck, so many must have ended before the last one: else it was an outage."""
+DUE_SECONDS = 30.0
+"""Runs offered later than this before the faults ended need not have ended with them."""
 
 
 @dataclass(slots=True)
@@ -31,16 +42,49 @@ class Conclusion:
 
     problems: list[str] = field(default_factory=list)
     accepted: int = 0
+    offered: int = 0
+    due: int = 0
+    done: int = 0
+    """Of the runs due when the faults ended, those that had ended."""
     heal_seconds: float = 0.0
     answers: dict[str, int] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     invariants: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def progress(self) -> float:
+        return self.done / self.due if self.due else 1.0
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.progress:.1%} of {self.due} runs ended under faults, all {self.accepted} within"
+            f" {self.heal_seconds:.0f} s after them; {len(self.problems)} problems"
+        )
+
+    @property
+    def observed(self) -> Counter[str]:
+        """What was seen to come of the faults."""
+        figures, checked = self.verdict.figures, self.invariants.get("checked", {})
+        return Counter({
+            "runs ended": figures.get("runs", 0),
+            "effects": figures.get("effects", 0),
+            "effects repeated after a lost lease or for a retry": figures.get("effects repeated", 0),
+            "leases lost": figures.get("steps repeated", 0),
+            "lanes claimed": figures.get("lanes claimed", 0),
+            "events sent twice": checked.get("events records", 0) - checked.get("events", 0),
+            "dead letters": checked.get("dead letters", 0),
+            "requests refused with 503": self.answers.get("503", 0),
+            "requests without an answer": sum(n for name, n in self.answers.items() if name.endswith("Error")),
+        })  # fmt: skip
+
     def document(self) -> dict[str, Any]:
         return {
             "clean": not self.problems,
             "problems": self.problems,
+            "runs offered": self.offered,
             "runs accepted": self.accepted,
+            "progress under faults": {"due": self.due, "done": self.done, "share": round(self.progress, 3)},
             "answers": self.answers,
             "heal seconds": round(self.heal_seconds, 1),
             "figures": self.verdict.figures,
@@ -51,35 +95,80 @@ class Conclusion:
 
 @dataclass(slots=True)
 class Scene:
-    """A running stack. `settings` hold the addresses of its servers."""
+    """A running stack. `settings` hold the addresses of its servers, `kafka` and `postgres` stand before them."""
 
     settings: Settings
     stack: Supervisor
     faults: Faults
     load: Load
     say: Say
+    kafka: Proxy | None = None
+    postgres: Proxy | None = None
+    calm_at: float = 0.0
+    """When the faults ended, seconds since 1970."""
 
-    async def conclude(self) -> Conclusion:
+    def calm(self) -> None:
+        """The faults are over: what was offered until now is what progress is measured by."""
+        self.calm_at = time.time()
+
+    async def conclude(self, heal_seconds: float = HEAL_SECONDS_MAX) -> Conclusion:
         """Wait until everything is at rest, then judge; the load must have ended."""
         settings, load = self.settings, self.load
         url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap
-        self.say(f"{len(load.taken)} runs accepted; healing ...")
+        self.calm_at = self.calm_at or time.time()
+        self.say(f"{len(load.taken)} of {load.started} runs accepted; healing ...")
         began = time.monotonic()
-        left = await heal(url, bootstrap, settings.topic_prefix)
-        done = Conclusion(accepted=len(load.taken), heal_seconds=time.monotonic() - began, answers=dict(load.answers))
-        done.verdict = await judge(url, settings.data_dir, load.taken, self.faults.hit)
+        left = await heal(url, bootstrap, settings.topic_prefix, heal_seconds)
+        done = Conclusion(accepted=len(load.taken), offered=load.started, answers=dict(load.answers))
+        done.heal_seconds = time.monotonic() - began
+        happened = len(book.effects(settings.data_dir))
+        asked = Asked(load.taken, load.poisoned, self.faults.hit, settings.lease_seconds)
+        done.verdict = await judge(url, settings.data_dir, asked)
         found = await verify(url, bootstrap, settings.topic_prefix, lease_seconds=settings.lease_seconds)
+        await self._check_tenants(done.verdict)
         done.invariants = found.document()
+        await self._measure_progress(done)
+        self._problems(done, found, left, len(book.effects(settings.data_dir)) - happened)
+        return done
+
+    async def _check_tenants(self, verdict: Verdict) -> None:
+        settings, figures = self.settings, verdict.figures
+        figures["records that bear their tenant's mark"] = await tenants.check_records(
+            settings.required_kafka_bootstrap, settings.topic_prefix, verdict.add
+        )
+        figures["lines logged"] = tenants.check_logs(settings.data_dir, verdict.add)
+        if self.load.taken and not (figures["rows that bear their tenant's mark"] and figures["lines logged"]):
+            verdict.add("nothing to tell tenants by", str(figures))
+
+    async def _measure_progress(self, done: Conclusion) -> None:
+        window = self.calm_at - min(self.load.offered.values(), default=self.calm_at)
+        until = self.calm_at - min(DUE_SECONDS, window / 2)
+        due = {id for id, it in self.load.taken.items() if self.load.offered[it.number] <= until}
+        done.due = sum(at <= until for at in self.load.offered.values())
+        database = await asyncpg.connect(self.settings.required_database_url)
+        try:
+            done.done = await database.fetchval(
+                "SELECT count(*) FROM run WHERE id = ANY($1::uuid[]) AND ended_at <= $2", sorted(due), self.calm_at
+            )
+        finally:
+            await database.close()
+
+    def _problems(self, done: Conclusion, found: Report, left: dict[str, Any], effects: int) -> None:
+        load = self.load
+        if done.progress < PROGRESS_MIN:
+            share = f"{done.done} of {done.due} runs that were due had ended when the faults ended"
+            done.problems.append(f"too little progress: {share}, {PROGRESS_MIN:.0%} are wanted")
         if done.verdict.figures["runs given up after lost leases"] > GIVEN_UP_SHARE_MAX * len(load.taken):
             done.problems.append(f"too many runs given up: {done.verdict.figures}")
         if left:
             done.problems.append(f"did not come to rest: {left}")
         if len(load.taken) != load.started:
             done.problems.append(f"{len(load.taken)} of {load.started} runs were accepted")
+        if effects and not left:
+            done.problems.append(f"I13: folding the log anew performed {effects} effects")
         done.problems += [f"wrong answer: {answer}" for answer in load.wrong[:EXAMPLES_MAX]]
         done.problems += _with_example(done.verdict.counts, done.verdict.violations)
         done.problems += _with_example(found.found, found.violations)
-        return done
 
 
 def _with_example(counts: Counter[str], examples: dict[str, list[str]]) -> list[str]:
@@ -95,8 +184,15 @@ async def scene(
     workers: int = 2,
     executors: int = 1,
     vias: Sequence[str] = VIAS,
+    off: str = "",
 ) -> AsyncIterator[Scene]:
-    """Start a stack of chaos roles on `settings.data_dir`; whatever it started has stopped when the block is left."""
+    """Start a stack of chaos roles on `settings.data_dir`; whatever it started has stopped when the block is left.
+
+    `off`: names of defences that its roles are to do without.
+    """
+    embedded = settings.database_url is None and settings.kafka_bootstrap is None
+    kafka = Proxy(free_port(), lambda: stack.port_of("kafka"))
+    postgres = Proxy(free_port([kafka.port]), lambda: stack.port_of("postgres"))
     stack = Supervisor(
         settings,
         workers=workers,
@@ -104,7 +200,32 @@ async def scene(
         say=say,
         role_module="infra.chaos.roles",
         healthy_seconds=5.0,
+        fronts={"kafka": kafka.port, "postgres": postgres.port} if embedded else None,
     )
+    async with (
+        _listening(*((kafka, postgres) if embedded else ())),
+        _running(stack, off) as url,
+        _loaded(stack, url, seed, vias, say) as it,
+    ):
+        if embedded:
+            it.kafka, it.postgres = kafka, postgres
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def _listening(*proxies: Proxy) -> AsyncIterator[None]:
+    for proxy in proxies:
+        await proxy.start()
+    try:
+        yield
+    finally:
+        for proxy in proxies:
+            await proxy.stop()
+
+
+@contextlib.asynccontextmanager
+async def _running(stack: Supervisor, off: str) -> AsyncIterator[str]:
+    """The stack once it is ready: the gateway's address."""
     url = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
 
@@ -112,6 +233,7 @@ async def scene(
         url.set_result(address)
         await done.wait()
 
+    os.environ[OFF_VARIABLE] = off  # Roles inherit it.
     running = asyncio.create_task(stack.run(once_ready=hold))
     waiting: set[asyncio.Future[Any]] = {url, running}
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -119,9 +241,9 @@ async def scene(
         if running.done():
             await running
             raise RuntimeError("the stack stopped before it was ready")
-        async with _loaded(stack, url.result(), seed, vias, say) as it:
-            yield it
+        yield url.result()
     finally:
+        os.environ.pop(OFF_VARIABLE, None)
         done.set()
         await running
 
@@ -132,7 +254,7 @@ async def _loaded(stack: Supervisor, url: str, seed: int, vias: Sequence[str], s
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
     await producer.start()
     try:
-        load = Load(url, producer, seed, settings.commands_partitions, settings.ingress_partitions, tuple(vias))
+        load = Load(url, producer, seed, settings, tuple(vias))
         await load.prepare()
         yield Scene(settings, stack, Faults(Path(settings.data_dir)), load, say)
     finally:

@@ -10,11 +10,17 @@ from typing import Any
 
 from schemas.messages import JsonObject
 
-TENANT = "chaos"
+TENANTS = ("chaos-one", "chaos-two")
+"""Two tenants whose runs alternate, with the same codes, names and idempotency keys."""
+
+
+def owner_mark(tenant_id: str) -> str:
+    """What every run of a tenant carries in its inputs, and so in all that it causes."""
+    return f"belongs-to-{tenant_id}"
 
 
 def _effect(id: str, **more: Any) -> JsonObject:
-    body = {"seconds": more.pop("seconds", 0), "fails": more.pop("fails", 0)}
+    body = {"seconds": more.pop("seconds", 0), "fails": more.pop("fails", 0), "owner": "{{inputs.owner}}"}
     return {"id": id, "type": "tool", "config": {"tool_binding_id": "effect", "body": body, **more}}
 
 
@@ -113,9 +119,10 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to start. `key`: its Idempotency-Key, or the id of its record on the bus."""
+    """One run to start. `key`: its Idempotency-Key, or the id of its record on the bus; both tenants use each."""
 
     number: int
+    tenant_id: str
     key: str
     workflow: str
     via: str
@@ -125,12 +132,14 @@ class Job:
 
 def job(number: int, seed: int, vias: tuple[str, ...] = VIAS) -> Job:
     workflow = TURNS[number % len(TURNS)]
+    tenant_id = TENANTS[number % len(TENANTS)]
     random = Random(f"{seed}/{number}")
-    inputs: JsonObject = {"n": number}
+    inputs: JsonObject = {"n": number, "owner": owner_mark(tenant_id)}
     if workflow == "slow":
         inputs["seconds"] = round(random.uniform(2, 5), 2)
     via = vias[number // len(TURNS) % len(vias)]
-    return Job(number, f"chaos-{seed}-{number}", workflow, via, inputs, _expected(workflow, number))
+    key = f"chaos-{seed}-{number // len(TENANTS)}"
+    return Job(number, tenant_id, key, workflow, via, inputs, _expected(workflow, number))
 
 
 def _expected(workflow: str, number: int) -> Expected:

@@ -10,6 +10,7 @@ from typing import Any
 from bus.postgres import load_headers
 from bus.replay import Extent
 from infra.verify.system import KEPT_SECONDS, LaneRow, System, known
+from infra.verify.tenants import check_commands
 from schemas import registry
 from schemas.envelope import Envelope, Malformed, decode_headers, header
 from schemas.messages import derive, natural_id
@@ -127,6 +128,7 @@ async def _judge_commands(system: System, partition: int, reads: Sequence[Read],
     rows = await system.database.fetch(_INBOX, [id for id, _ in keys], [redrive for _, redrive in keys])
     inbox = {(str(row[0]), row[1]) for row in rows}
     settled = await known(system.database, _SETTLED, [r.envelope.id for r in reads if r.envelope])
+    await check_commands(system, partition, [(read.offset, read.envelope) for read in reads if read.envelope])
     for read in reads:
         place, envelope = f"{COMMANDS}/{partition}@{read.offset}", read.envelope
         if read.offset in letters:

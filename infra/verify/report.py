@@ -16,6 +16,7 @@ INVARIANTS = {
     "I6": "what was recorded reaches Kafka, and nothing in Kafka lacks a cause",
     "I7": "a result is accepted from the latest lease token only",
     "I9": "folding the event log gives the stored projections",
+    "I10": "whatever one tenant caused bears that tenant",
     "I11": "no stuck work",
     "I12": "bad input is a dead letter with its reason, in Postgres and on its topic",
 }

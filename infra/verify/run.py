@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.verify import tenants
 from infra.verify.commands_topic import check_consumed
 from infra.verify.events_topic import check_events_topic
 from infra.verify.log import check_log
@@ -18,7 +19,7 @@ async def verify(
     lease_seconds: float = 8.0,
     settle_seconds: float = 10.0,
 ) -> Report:
-    """Check I1-I7, I9, I11 and I12. `database_url`: postgresql://…
+    """Check I1-I7 and I9-I12. `database_url`: postgresql://…
 
     Reads one snapshot of Postgres and the topics as they stand right after it, so work may go on meanwhile;
     what is recorded but not yet acknowledged by Kafka has `settle_seconds` to arrive. Memory holds one aggregate
@@ -31,4 +32,5 @@ async def verify(
         await check_stuck(system)
         await check_events_topic(system)
         await check_consumed(system, causes)
+        await tenants.check_rows(system)
         return system.report

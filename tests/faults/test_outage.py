@@ -49,7 +49,9 @@ async def _without(
         ready = await client.get("/ready")
         assert ready.status_code == 503, ready.text
         assert ready.headers["retry-after"]
-        answer = await client.get(f"/gateway/runtime/runs/{known}", headers={"x-tenant-id": "chaos"})
+        answer = await client.get(
+            f"/gateway/runtime/runs/{known}", headers={"x-tenant-id": stage.load.taken[known].tenant_id}
+        )
         if reads:
             assert answer.status_code == 503, answer.text
             assert answer.headers["retry-after"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import asyncpg
 
+from infra.chaos.book import effects
 from infra.chaos.faults import Victim, is_stopped
-from infra.chaos.roles import BEFORE_COMMIT, BEFORE_SEND, EFFECTS
+from infra.chaos.places import BEFORE_COMMIT, BEFORE_SEND
 from infra.chaos.scene import Scene, scene
 from infra.settings import Settings
 from infra.stack import Say
@@ -36,21 +37,21 @@ async def test_a_worker_stopped_in_mid_transaction_or_before_it_sends_writes_not
     say(str(done.document()))
     log = Path(settings.data_dir, "log", "worker-0.log").read_text()  # noqa: ASYNC240  # All is over.
     assert done.problems == []
-    assert _started_late(Path(settings.data_dir, EFFECTS), zombie) == []
+    assert _started_late(Path(settings.data_dir), zombie) == []
     assert "is released" in log, "the zombie lost its lanes and noticed"
     on_topic, logged = done.invariants["checked"]["events records"], done.invariants["checked"]["events"]
     assert on_topic > logged, "the zombie sent late what its successor had sent: without that, nothing was shown"
 
 
-def _started_late(effects: Path, zombie: int) -> list[str]:
+def _started_late(folder: Path, zombie: int) -> list[str]:
     """Attempts whose effect the zombie started although somebody else, whose leases never ran out, had done so."""
-    others: set[tuple[str, str]] = set()
+    others: set[tuple[str, int]] = set()
     late = []
-    for key, attempt, pid in (line.split() for line in effects.read_text().splitlines()):
-        if int(pid) != zombie:
-            others.add((key, attempt))
-        elif (key, attempt) in others:
-            late.append(key)
+    for effect in effects(folder):
+        if effect.pid != zombie:
+            others.add((effect.key, effect.attempt))
+        elif (effect.key, effect.attempt) in others:
+            late.append(effect.key)
     return late
 
 
