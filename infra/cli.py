@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra import cli_bench, cli_chaos, cli_ops, cli_scale
+from infra import cli_bench, cli_chaos, cli_ops, cli_replay, cli_scale
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def migrate(data: Data = None) -> None:
 
 
 cli_ops.register(app)
+cli_replay.register(app)
 cli_scale.register(app)
 
 

@@ -25,6 +25,8 @@ LOCK_SECONDS = 12
 """Longer than any transaction of a worker may last."""
 TRIES_MAX = 5
 HOLDER = "rebuild"
+CACHED = "definition_version"
+CACHED_NOTE = "definition versions were repaired: a worker that has read one keeps it until it is started again"
 
 _FENCE = "UPDATE lane SET epoch = epoch + 1 WHERE id = $1"
 _EVENTS = f"SELECT {COLUMNS} FROM event e WHERE e.aggregate_id = ANY($1::uuid[]) ORDER BY e.aggregate_id, e.seq"
@@ -85,6 +87,8 @@ async def repair(
             waiting[lane] = await _hold(pool, lane, waiting[lane], writers, report, lease_seconds)
             if not waiting[lane]:
                 del waiting[lane]
+    if report.repaired[CACHED]:
+        report.notes.append(CACHED_NOTE)
 
 
 async def _hold(

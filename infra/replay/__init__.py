@@ -1,0 +1,23 @@
+"""Reading topics and the event log again: to a file, another topic or a function of the user's; nothing is executed."""
+
+from infra.replay.destinations import FileDestination, HandlerDestination, HandlerFailed, Printed, TopicDestination
+from infra.replay.export import ExportRange, export
+from infra.replay.places import From, ReplayRefused, Until
+from infra.replay.run import ReplayReport, replay
+from infra.replay.selection import Selection
+
+__all__ = [
+    "ExportRange",
+    "FileDestination",
+    "From",
+    "HandlerDestination",
+    "HandlerFailed",
+    "Printed",
+    "ReplayRefused",
+    "ReplayReport",
+    "Selection",
+    "TopicDestination",
+    "Until",
+    "export",
+    "replay",
+]
