@@ -425,7 +425,8 @@ class PostgresStore:
         try:
             yield connection
         finally:
-            await self._pool.release(connection)
+            with suppress(*DRIVER_ERRORS):  # A session that ended after its work says nothing about it.
+                await self._pool.release(connection)
 
 
 def _logged(row: Any) -> Logged:
