@@ -45,6 +45,7 @@ class Step:
     attempt: int
     lease_token: int
     traceparent: str
+    correlation_id: str = ""
 
 
 class Span(Protocol):

@@ -179,6 +179,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     def lanes(self) -> dict[int, Lane]:
         return self.kernel.lanes
 
+    def end_offset(self, lane: int) -> int:
+        """Where the topic of a lane ended when records of it were fetched last; 0 if none have been yet."""
+        place = self._place(lane)
+        return int(self._consumer.highwater(place) or 0) if place in self._consumer.assignment() else 0
+
     # --- records ---------------------------------------------------------------------------------------------
 
     async def _parse(self, records: Any, _: Any) -> KafkaMessage:

@@ -18,6 +18,7 @@ from gateway.ports import CommandBus, DatabaseUnavailable
 from gateway.postgres import Postgres
 from gateway.replies import Replies
 from gateway.state import Gateway
+from gateway.telemetry import RequestTelemetry, TelemetryMiddleware
 from infra.settings import Settings
 
 log = logging.getLogger("agent_platform.gateway")
@@ -42,6 +43,7 @@ async def serve(
     kafka_bootstrap: str,
     stop: asyncio.Event,
     started: Callable[[int], None] = lambda port: None,
+    telemetry: RequestTelemetry | None = None,
 ) -> None:
     """Serve until `stop` is set; then finish what is being answered, write the audits, disconnect.
 
@@ -61,12 +63,13 @@ async def serve(
         audit=AuditLog(reads, open_access=not settings.auth_required),
         kafka_answers=replies.answers,
     )
+    app = create_app(gateway)
     listening = listen(settings.gateway_host, settings.gateway_port)
     auditing = asyncio.Event()
     try:
         server = _Server(
             uvicorn.Config(
-                create_app(gateway),
+                app if telemetry is None else TelemetryMiddleware(app, telemetry),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

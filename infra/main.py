@@ -39,6 +39,8 @@ from infra import database, topics
 from infra.reachable import until_reachable
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
+from infra.telemetry.metrics import LaneMetrics, Owned
+from infra.telemetry.role import RoleTelemetry, telemetry
 from outbox.retention import Retention
 from projections.catalog import VERSIONS, Version
 from projections.runtime import NodeRun, Run
@@ -122,7 +124,7 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
 async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
     """Serve HTTP until SIGTERM or SIGINT."""
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
-    async with _stopping() as stop:
+    async with _stopping() as stop, telemetry(settings, "gateway", f"gateway-{os.getpid()}") as told:
         try:
             await server.serve(
                 settings,
@@ -130,6 +132,7 @@ async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
                 database_url=settings.required_database_url,
                 kafka_bootstrap=settings.required_kafka_bootstrap,
                 stop=stop,
+                telemetry=told.requests,
             )
         finally:
             await producer.stop()
@@ -147,6 +150,7 @@ class _Parts:
     programs: Programs
     leases: Leases
     pool: StepPool
+    told: RoleTelemetry
     check_code: Callable[[str], str | None] | None = None
     deliver: Any = None
 
@@ -165,6 +169,12 @@ class _Parts:
 @contextlib.asynccontextmanager
 async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator[_Parts]:
     owner = f"{role}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    async with telemetry(settings, role, owner) as told, _connected(settings, extras, owner, told) as parts:
+        yield parts
+
+
+@contextlib.asynccontextmanager
+async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleTelemetry) -> AsyncIterator[_Parts]:
     clock = DatabaseClock()
     pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
@@ -196,9 +206,13 @@ async def _steps(settings: Settings, extras: Extras, role: str) -> AsyncIterator
             deliver=_deliver,
             lease_seconds=settings.lease_seconds,
             now=clock.now,
+            telemetry=told.bus,
         ),
+        told=told,
         check_code=check_code,
     )
+    if told.waiting is not None:
+        told.waiting.pool = pool
 
     async def deliver(result: Result) -> None:
         await parts.deliver(result)
@@ -311,6 +325,8 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             client_id=parts.owner,
         )
         steps.worker = running
+        if parts.told.metrics is not None:
+            parts.told.metrics.watch(LaneMetrics(lambda: _owned(running)))
         lanes = lambda: [lane.id for lane in running.lanes.values() if not lane.ingress]  # noqa: E731
         spare, spare_pool, spare_leases = _spare(parts, settings)
         duties = [
@@ -328,6 +344,10 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             await spare_pool.stop(0)
 
 
+def _owned(worker: Worker) -> list[Owned]:
+    return [Owned(lane, worker.end_offset(lane.id)) for lane in worker.lanes.values()]
+
+
 def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
     """Takes steps that nobody claimed, while this worker has room: its own lanes' and others'."""
     leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
@@ -338,6 +358,7 @@ def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Lease
         deliver=_deliver,
         lease_seconds=settings.lease_seconds,
         now=parts.clock.now,
+        telemetry=parts.told.bus,
     )
     executor = Executor(pool, leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds)
     pool.deliver = executor.deliver

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from bus.store import Incoming, Out
+from bus.telemetry import SILENT, Step, Telemetry
 from handlers.steps.port import Performers, StepCall, StepFailed
 from infra.db import changed
 from projections.runtime import NodeRun
@@ -28,7 +29,10 @@ MESSAGE_CHARACTERS_MAX = 2_000
 
 @dataclass(slots=True)
 class Held:
-    """A step this process executes. `until`: by our monotonic clock, when its lease runs out."""
+    """A step this process executes. `until`: by our monotonic clock, when its lease runs out.
+
+    `traceparent`: that of its run, then of its own span.
+    """
 
     row: NodeRun
     node: Node
@@ -66,8 +70,10 @@ class StepPool:
         deliver: Callable[[Result], Awaitable[None]],
         lease_seconds: float = 8.0,
         now: Callable[[], float] = time.time,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self.owner = owner
+        self._telemetry = telemetry
         self.lease_seconds = lease_seconds
         self.performers = performers
         self._capacity = capacity
@@ -144,11 +150,15 @@ class StepPool:
     async def _execute(self, held: Held) -> None:
         row = held.row
         started_at = self._now()
+        span = self._telemetry.step(_described(held))
+        held.traceparent = span.traceparent
+        error = "withdrawn"
         try:
             if time.monotonic() >= held.until:  # We stood still since: somebody else may be executing it.
                 log.warning("the lease of step %s ran out before its start", row.id)
                 return
             command = await self._answer(held, started_at)
+            error = command.error.code if isinstance(command, FailNode) else ""
             if time.monotonic() < held.until:
                 await self.deliver(self.result(held, command))
             else:
@@ -161,6 +171,7 @@ class StepPool:
         except Exception:
             log.exception("the answer of step %s could not be delivered", row.id)
         finally:
+            span.end(error)
             if self.held.get(row.id) is held:
                 del self.held[row.id]
             self._room[row.kind] += 1
@@ -234,6 +245,21 @@ class StepPool:
         out = Out(-1, 0, COMMANDS, row.lane, row.run_id, headers, body, row.tenant_id)
         key = row.run_id.encode()
         return Result(row, command, out, Incoming(row.lane, -1, key, headers, body, decoded=(envelope, command)))
+
+
+def _described(held: Held) -> Step:
+    row = held.row
+    return Step(
+        row.kind,
+        row.tenant_id,
+        row.run_id,
+        row.id,
+        row.node_id,
+        row.attempt,
+        row.lease_token,
+        held.traceparent,
+        held.correlation_id,
+    )
 
 
 def _names(row: NodeRun) -> dict[str, Any]:
