@@ -6,13 +6,16 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
 
 from infra.bench.catalogue import PEERS, WORKLOADS
 from infra.settings import load_settings
+
+if TYPE_CHECKING:
+    from infra.bench.bench import Report
 
 
 def bench(
@@ -26,7 +29,11 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes; slows it down")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything measured to this file")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder to use and keep [default: a temporary one]")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw chain-10 as an SVG file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw rates, and cost against size, as an SVG file")] = None,
+    floors: Annotated[bool, typer.Option("--floors", help="Judge by the targets; fails if a floor is missed")] = False,
+    earlier: Annotated[
+        list[Path] | None, typer.Option(help="Add what --json has kept; measures the named only")
+    ] = None,
 ) -> None:
     """Measure throughput, latency and CPU cost, side by side with other durable engines."""
     import uvloop
@@ -34,20 +41,22 @@ def bench(
     from infra.bench import plots, report, runner
     from infra.bench.bench import Options
     from infra.bench.platform import BenchFailed
+    from infra.bench.targets import findings
 
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # It reports every retry, also of its first second.
+    chosen = _known(workloads or ([] if earlier else list(WORKLOADS)), WORKLOADS, "WORKLOADS")
     options = Options(
-        against=_known(list(PEERS) if against == "all" else _split(against), PEERS, "--against"),
+        against=_peers(against or ("all" if floors and "chain-10" in chosen else "")),
         runs=runs,
         in_flight=_numbers(in_flight),
         repeats=repeats,
         seconds=seconds,
         profile=profile,
     )
+    before = [_report(file) for file in earlier or ()]
     for file in (json, plot):
         if file is not None and not file.absolute().parent.is_dir():
             raise typer.BadParameter(f"{file.absolute().parent} is no folder", param_hint="--json, --plot")
-    chosen = _known(workloads or list(WORKLOADS), WORKLOADS, "WORKLOADS")
     with tempfile.TemporaryDirectory(prefix="ap-bench-", ignore_cleanup_errors=True) as temporary:
         settings = load_settings(data_dir=data or Path(temporary), gateway_port=0, auth_required=False)
         try:
@@ -55,11 +64,39 @@ def bench(
         except BenchFailed as error:
             typer.echo(f"ap: the benchmark failed: {error}", err=True)
             raise typer.Exit(1) from None
-    _say(report.text(found))
+    for each in before:
+        found = found.with_earlier(each)
+    judged = list(findings(found.results, {*chosen, *(each.workload for each in found.results)})) if floors else []
+    _say("\n\n".join([report.text(found), *([report.targets(judged)] if judged else [])]))
     if json is not None:
-        json.write_bytes(orjson.dumps(found.document(), option=orjson.OPT_INDENT_2))
+        document = {**found.document(), "targets": [finding.document() for finding in judged]}
+        json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     if plot is not None:
         plot.write_text(plots.svg(found), encoding="utf-8")
+    if any(finding.floor_met is False for finding in judged):
+        raise typer.Exit(1)
+
+
+def _report(file: Path) -> Report:
+    from infra.bench.bench import Report
+
+    try:
+        return Report.of(orjson.loads(file.read_bytes()))
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise typer.BadParameter(f"{file} is no report: {error}", param_hint="--earlier") from None
+
+
+def _peers(named: str) -> list[str]:
+    """Those named must be there; of all, those that are there."""
+    from infra.bench import runner
+
+    if named != "all":
+        return _known(_split(named), PEERS, "--against")
+    lacking = {name: runner.missing(name) for name in PEERS}
+    for name, what in lacking.items():
+        if what is not None:
+            _say(f"without {name}: {what}")
+    return [name for name, what in lacking.items() if what is None]
 
 
 def _split(text: str) -> list[str]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import asyncpg
 
 from infra.bench.catalogue import PEERS
 from infra.bench.load import Load, Measured
-from infra.bench.measure import OURS, Result, System, Values, measure
+from infra.bench.measure import OURS, Result, Series, System, Values, measure
 from infra.bench.platform import Platform, started
 from infra.bench.processes import CpuSpent
 from infra.bench.profiler import Profiler
@@ -39,6 +39,9 @@ class Options:
     long_in_flight: int = 20
     stored_node_runs: int = 1_000_000
     memory_runs: int = 2_000
+    rebuild_events: int = 200_000
+    backlog_runs: int = 100_000
+    noisy_runs: int = 5_000
     profile: bool = False
 
     def small(self) -> Options:
@@ -46,6 +49,7 @@ class Options:
         return replace(
             self, runs=min(self.runs, 200), repeats=1, seconds=min(self.seconds, 2.0), alone_runs=20,
             warm_up_seconds=0.5, long_nodes=100, long_in_flight=5, stored_node_runs=20_000, memory_runs=200,
+            rebuild_events=5_000, backlog_runs=2_000, noisy_runs=500,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -63,6 +67,7 @@ class Bench:
     say: Say
     results: list[Result] = field(default_factory=list)
     profiler: Profiler | None = None
+    repeat: int = 0
     warm: bool = False
     """Kafka has compiled its hot paths, which takes it much longer than a worker takes to fill its caches."""
 
@@ -71,8 +76,14 @@ class Bench:
         cold, self.warm = not self.warm, True
         return self.options.warm_up_seconds * (COLD_FACTOR if cold else 1)
 
-    def note(self, workload: str, load: str, values: Values, system: str = OURS) -> None:
-        self.results.append(Result(workload, load, system, values))
+    def repeats(self) -> Iterator[int]:
+        """One number for each repeat of a workload; what is noted meanwhile belongs to it."""
+        for repeat in range(self.options.repeats):
+            self.repeat = repeat
+            yield repeat
+
+    def note(self, workload: str, load: str, values: Values, system: str = OURS, series: Series | None = None) -> None:
+        self.results.append(Result(workload, load, system, values, self.repeat, series))
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in list(values.items())[:3])
         self.say(f"  {workload}, {load}: {system}: {shown}")
 
@@ -114,13 +125,35 @@ class Report:
     options: Options
     versions: Mapping[str, str]
     results: Sequence[Result]
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """A report as `document` wrote it. Raises LookupError, TypeError or ValueError if it is none."""
+        versions = {name: system["version"] for name, system in document["systems"].items()}
+        results = [Result.of(each) for each in document["results"]]
+        return cls(document["machine"], Options(**document["options"]), versions, results, document["notes"])
+
+    def with_earlier(self, earlier: Report) -> Report:
+        """Both together; repeats keep apart, so that nothing is compared with what was measured at another time."""
+        first = 1 + max((result.repeat for result in self.results), default=-1)
+        moved = [replace(result, repeat=first + result.repeat) for result in earlier.results]
+        note = f"{', '.join(dict.fromkeys(each.workload for each in moved))}: measured at {earlier.machine['at']}"
+        return replace(
+            self,
+            versions={**earlier.versions, **self.versions},
+            results=[*self.results, *moved],
+            notes=[*self.notes, *earlier.notes, note],
+        )
 
     def document(self) -> dict[str, Any]:
         return {
             "machine": self.machine,
             "options": self.options.document(),
             "systems": {
-                name: {"version": version, "records": PEERS[name].records} for name, version in self.versions.items()
+                name: {"version": version, "set_up": PEERS[name].set_up, "records": PEERS[name].records}
+                for name, version in self.versions.items()
             },
+            "notes": list(self.notes),
             "results": [result.document() for result in self.results],
         }

@@ -81,7 +81,7 @@ async def http(bench: Bench) -> None:
         if status != 201 or orjson.loads(body)["code"] != code:
             raise BenchFailed(f"POST {APPS} was answered with {status} {body[:300]!r}")
 
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         await bench.settle()
         async with bench.platform.running(), _gateway(bench.platform) as (port, kinds):
             for count, name in ((1, "one client"), (options.reads_in_flight, f"{options.reads_in_flight} clients")):
@@ -110,7 +110,7 @@ async def reads(bench: Bench) -> None:
         if status != 200 or orjson.loads(body)["id"] != id:
             raise BenchFailed(f"GET {RUNS}/{id} was answered with {status} {body[:300]!r}")
 
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         await bench.settle()
         async with _gateway(platform) as (port, kinds):
             await _check_isolation(port, next(turn))

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
-
-import asyncpg
-import psutil
-
 from infra.bench.bench import Bench
 from infra.bench.load import Load
 from infra.bench.measure import throughput
+from infra.bench.memory import peak, resident_mebibytes
 from infra.bench.platform import Chain, Platform
 from infra.bench.role import NOOP
+from infra.bench.stored_rows import store
 from infra.bench.workloads import NODES
-from infra.schema import metadata
-
-SAMPLE_SECONDS = 0.05
-COPIED_RUNS_MAX = 500
 
 
 async def length(bench: Bench) -> None:
     """The same number of steps in flight, in runs of 10 nodes and in runs of very many."""
     options = bench.options
     in_flight = options.long_in_flight
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         await bench.settle()
         async with bench.platform.running():
             for nodes in (NODES, options.long_nodes):
@@ -40,45 +31,60 @@ async def length(bench: Bench) -> None:
 
 
 async def stored(bench: Bench) -> None:
-    """chain-10 on an empty database, and with very many finished runs in it.
+    """chain-10 on an almost empty database and on one with very many finished runs in it, in turns.
 
     No checkpoint right before a measurement: each page that is then touched for the first time goes to the log
     whole, which would charge the first seconds after a checkpoint to every step.
     """
     options = bench.options
+    sizes = (0, options.stored_node_runs)
+    async with bench.fresh("stored_none") as empty, bench.fresh("stored_much") as full:
+        await _one_after(bench, full, 0, note=False)
+        await store(full, options.stored_node_runs)
+        await bench.settle()
+        await _one_after(bench, full, options.stored_node_runs, note=False)
+        for _ in bench.repeats():
+            for platform, rows in zip((empty, full), sizes, strict=True):
+                await _one_after(bench, platform, rows)
+    if bench.profiler is not None:
+        for line in bench.profiler.growth(*(f"stored, {_stored_name(rows)}" for rows in sizes)):
+            bench.say(line)
+
+
+async def _one_after(bench: Bench, platform: Platform, rows: int, *, note: bool = True) -> None:
+    """Measure chain-10 on a fresh worker; without `note` just put that load on."""
+    options, name = bench.options, _stored_name(rows)
     in_flight = max(options.in_flight)
-    async with bench.fresh("stored") as platform:
-        for rows in (0, options.stored_node_runs):
-            name = f"{rows:,} node runs stored".replace(",", " ")
-            if rows:
-                await _store(platform, rows)
-            await bench.settle()
-            for _ in range(options.repeats):
-                async with platform.running():
-                    version = await platform.create_workflow(NODES, NOOP)
-                    system = Chain(platform, version, NODES)
-                    await system.load(Load(in_flight, options.runs, max(options.seconds, bench.warm_up_seconds())))
-                    load = Load(in_flight, options.runs, options.seconds)
-                    measured, spent = await bench.measure(f"stored, {name}", system, load, platform)
-                bench.note("stored", name, throughput(measured, spent, NODES))
+    async with platform.running():
+        version = await platform.create_workflow(NODES, NOOP)
+        system = Chain(platform, version, NODES)
+        load = Load(in_flight, options.runs, options.seconds)
+        await system.load(Load(in_flight, options.runs, max(options.seconds, bench.warm_up_seconds())))
+        if note:
+            measured, spent = await bench.measure(f"stored, {name}", system, load, platform)
+            bench.note("stored", name, throughput(measured, spent, NODES))
+
+
+def _stored_name(rows: int) -> str:
+    return f"{rows:,} node runs stored".replace(",", " ")
 
 
 async def memory(bench: Bench) -> None:
     """A worker's resident memory: idle, and the most it had with very many runs in flight."""
     options = bench.options
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, NOOP)
             worker = bench.platform.workers[0].pid
             system = Chain(bench.platform, version, NODES)
             await system.load(Load(1, 1, options.seconds))
-            idle = _resident_mebibytes(worker)
-            async with _peak(worker) as peak:
+            idle = resident_mebibytes(worker)
+            async with peak(worker) as samples:
                 measured = await system.load(Load(options.memory_runs, 2 * options.memory_runs, options.seconds))
             values = {
                 "idle MiB": idle[0],
-                "most MiB": max(own for own, _ in peak),
-                "most with children MiB": max(own + children for own, children in peak),
+                "most MiB": max(own for own, _ in samples),
+                "most with children MiB": max(own + children for own, children in samples),
                 "runs": measured.runs,
             }
             bench.note("memory", f"{options.memory_runs} in flight", values)
@@ -88,7 +94,7 @@ async def workers(bench: Bench) -> None:
     """The same load on one worker process and on two."""
     options = bench.options
     in_flight = 2 * max(options.in_flight)
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         for count in (1, 2):
             await bench.settle()
             async with bench.platform.running(count):
@@ -100,72 +106,3 @@ async def workers(bench: Bench) -> None:
                 load = Load(in_flight, options.runs, options.seconds)
                 measured, spent = await bench.measure(f"workers, {name}", system, load)
             bench.note("workers", name, throughput(measured, spent, NODES))
-
-
-def _resident_mebibytes(pid: int) -> tuple[float, float]:
-    """Of the process, and of all its descendants together."""
-    process = psutil.Process(pid)
-    children = 0
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children += child.memory_info().rss
-    return process.memory_info().rss / 2**20, children / 2**20
-
-
-@contextlib.asynccontextmanager
-async def _peak(pid: int) -> AsyncIterator[list[tuple[float, float]]]:
-    """Samples of a process's memory, taken for as long as the block lasts."""
-    samples = [_resident_mebibytes(pid)]
-
-    async def sample() -> None:
-        while True:
-            samples.append(_resident_mebibytes(pid))
-            await asyncio.sleep(SAMPLE_SECONDS)
-
-    sampling = asyncio.create_task(sample())
-    try:
-        yield samples
-    finally:
-        sampling.cancel()
-        await asyncio.gather(sampling, return_exceptions=True)
-
-
-async def _store(platform: Platform, node_runs: int) -> None:
-    """Multiply what real runs left behind until so many more node runs are stored, under ids of their own.
-
-    No worker runs meanwhile. Event rows keep their lane and position, so all of them count as sent.
-    """
-    connection = await asyncpg.connect(platform.settings.required_database_url, command_timeout=3_600)
-    try:
-        await connection.execute("SET synchronous_commit = off")
-        runs = min(COPIED_RUNS_MAX, await connection.fetchval("SELECT count(*) FROM run"))
-        copies = -(-node_runs // (runs * NODES))
-        await connection.execute(
-            "CREATE TEMP TABLE copy AS SELECT old.id AS old, gen_random_uuid() AS new"
-            f" FROM (SELECT id FROM run LIMIT {runs}) AS old, generate_series(1, {copies})"
-        )
-        await connection.execute("CREATE INDEX ON copy (old); ANALYZE copy")
-        for table, column, fresh in (
-            ("run", "id", ()),
-            ("node_run", "run_id", ("id",)),
-            ("run_mark", "run_id", ("id",)),
-            ("event", "aggregate_id", ()),
-            ("command_outcome", "command_id", ()),
-        ):
-            await connection.execute(_copying(table, column, fresh))
-        await connection.execute("INSERT INTO inbox SELECT new, 0, extract(epoch FROM now()) FROM copy")
-        await connection.execute("VACUUM (ANALYZE)")
-    finally:
-        await connection.close()
-
-
-def _copying(table: str, of_run: str, fresh: Sequence[str]) -> str:
-    """Copy a table's rows of the copied runs; `of_run` names the run, `fresh` are ids drawn anew."""
-    names = [column.name for column in metadata.tables[table].columns]
-    values = {name: f't."{name}"' for name in names}
-    values |= {of_run: "copy.new"} | dict.fromkeys(fresh, "gen_random_uuid()")
-    columns = ", ".join(f'"{name}"' for name in names)
-    return (
-        f'INSERT INTO "{table}" ({columns}) SELECT {", ".join(values[name] for name in names)}'
-        f' FROM "{table}" AS t JOIN copy ON copy.old = t."{of_run}"'
-    )

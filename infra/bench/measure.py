@@ -15,6 +15,10 @@ Values = Mapping[str, float]
 """What was measured: by the name of the measure, its unit the last word."""
 
 
+Series = Mapping[str, Sequence[float]]
+"""What changed while it was measured: by name with its unit last, one value a sample; `s` is when."""
+
+
 class System(Protocol):
     """A started system that runs one kind of run."""
 
@@ -30,15 +34,21 @@ class System(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one repeat of one load measured on one system."""
+    """What one repeat of one load measured on one system. Results of the same `repeat` were measured in turns."""
 
     workload: str
     load: str
     system: str
     values: Values
+    repeat: int = 0
+    series: Series | None = None
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        return cls(**document)
 
 
 async def measure(system: System, load: Load) -> tuple[Measured, CpuSpent]:

@@ -38,6 +38,8 @@ from schemas.topics import COMMANDS, EVENTS, partition_of
 TENANT = "bench"
 PATIENCE_SECONDS = 60.0
 RUN_SECONDS_MAX = 300.0
+QUEUED_AT_ONCE = 2_000
+NODE_COMPLETED = b"runtime.node_completed"
 COMPLETED = b"runtime.run_completed"
 ENDED_OTHERWISE = frozenset({b"runtime.run_failed", b"runtime.run_cancelled", b"runtime.run_compensated"})
 
@@ -63,7 +65,11 @@ class Platform:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
         self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._queued: set[str] = set()
+        self._failure: BenchFailed | None = None
         self._started = 0
+        self.node_runs = 0
+        """Node runs that have completed, as the events say."""
 
     async def start_worker(self) -> subprocess.Popen[bytes]:
         child = self.start_role("worker", self._started)
@@ -122,14 +128,14 @@ class Platform:
             "kafka": [] if kafka is None else [kafka.pid],
         }
 
-    async def create_workflow(self, nodes: int, node_type: str) -> str:
+    async def create_workflow(self, nodes: int, node_type: str, tenant: str = TENANT) -> str:
         """The id of a published version of a chain.
 
         The version is written to its table: the catalogue rightly refuses a node type that only a benchmark's
         worker knows.
         """
         code = f"{node_type}-{nodes}"
-        id = definition_id(TENANT, "workflow", code)
+        id = definition_id(tenant, "workflow", code)
         connection = await asyncpg.connect(self.settings.required_database_url)
         try:
             version: str | None = await connection.fetchval(
@@ -137,38 +143,54 @@ class Platform:
             )
             if version is not None:
                 return version
-            await self.send([(str(uuid.uuid4()), CreateDefinition(kind="workflow", code=code, name=code))])
+            await self.send([(str(uuid.uuid4()), CreateDefinition(kind="workflow", code=code, name=code))], tenant)
             await _until_there(connection, id)
             version = str(uuid.uuid4())
             await connection.execute(
                 "INSERT INTO definition_version (id, definition_id, tenant_id, kind, number, status, spec, problems,"
                 " description, created_at, published_at)"
                 " VALUES ($1, $2, $3, 'workflow', 1, 'published', $4, '[]', '', $5, $5)",
-                version, id, TENANT, orjson.dumps(chain(nodes, node_type)), time.time(),
+                version, id, tenant, orjson.dumps(chain(nodes, node_type)), time.time(),
             )  # fmt: skip
             return version
         finally:
             await connection.close()
 
-    async def send(self, commands: Sequence[tuple[str, Command]]) -> None:
+    async def send(self, commands: Sequence[tuple[str, Command]], tenant: str = TENANT) -> None:
         """Send commands as a gateway does, each with its id; acknowledged when this returns."""
-        await self._producer.publish([self._record(id, command) for id, command in commands])
+        await self._producer.publish([self._record(id, command, tenant) for id, command in commands])
 
-    def _record(self, id: str, command: Command) -> Out:
-        key, body = command.aggregate_id(TENANT, id), command.encode()
+    async def queue(self, version: str, runs: int, tenant: str = TENANT) -> list[str]:
+        """Ask for so many runs at once and wait for none of them: `queued` says how many are left. Their ids."""
+        ids = [str(uuid.uuid4()) for _ in range(runs)]
+        self._queued.update(ids)
+        command = CreateRun(workflow_version_id=version, inputs={"x": 1})
+        for start in range(0, runs, QUEUED_AT_ONCE):
+            await self.send([(id, command) for id in ids[start : start + QUEUED_AT_ONCE]], tenant)
+        return ids
+
+    @property
+    def queued(self) -> int:
+        """How many of the runs that were queued have not ended. Raises BenchFailed if none may ever."""
+        if self._failure is not None:
+            raise self._failure
+        return len(self._queued)
+
+    def _record(self, id: str, command: Command, tenant: str) -> Out:
+        key, body = command.aggregate_id(tenant, id), command.encode()
         envelope = Envelope(
-            id, command.type, TENANT, subject=key, correlation_id=id, actor="bench",
+            id, command.type, tenant, subject=key, correlation_id=id, actor="bench",
             traceparent=f"00-{uuid.uuid4().hex}-{id[-16:].replace('-', '0')}-01",
             fingerprint=hashlib.sha256(body).hexdigest(),
         )  # fmt: skip
         place = partition_of(key, self.settings.commands_partitions)
-        return Out(-1, 0, COMMANDS, place, key, envelope.headers(), body, TENANT)
+        return Out(-1, 0, COMMANDS, place, key, envelope.headers(), body, tenant)
 
-    async def run_once(self, version: str, id: str | None = None) -> str:
+    async def run_once(self, version: str, id: str | None = None, tenant: str = TENANT) -> str:
         """Start one run and wait for the event of its end. Returns its id. Raises BenchFailed."""
         id = id or str(uuid.uuid4())
         ended = self._waiting[id] = asyncio.get_running_loop().create_future()
-        await self.send([(id, CreateRun(workflow_version_id=version, inputs={"x": 1}))])
+        await self.send([(id, CreateRun(workflow_version_id=version, inputs={"x": 1}))], tenant)
         try:
             async with asyncio.timeout(RUN_SECONDS_MAX):
                 await ended
@@ -180,10 +202,11 @@ class Platform:
         """Whoever waits for a run waits in vain once a worker has ended that was not asked to."""
         dead = [worker.pid for worker in self.workers if worker.poll() is not None]
         if dead:
+            self._failure = BenchFailed(f"worker {dead[0]} has ended ({self._last_words()})")
             waiting, self._waiting = self._waiting, {}
             for ended in waiting.values():
                 if not ended.done():
-                    ended.set_exception(BenchFailed(f"worker {dead[0]} has ended ({self._last_words()})"))
+                    ended.set_exception(self._failure)
 
     def _last_words(self) -> str:
         logs = sorted((self.stack.folder.path / "log").glob("worker-*.log"), key=lambda log: log.stat().st_mtime)
@@ -208,15 +231,22 @@ class Platform:
             await consumer.stop()
 
     def _note(self, type: bytes, key: bytes) -> None:
+        if type == NODE_COMPLETED:
+            self.node_runs += 1
         if type != COMPLETED and type not in ENDED_OTHERWISE:
             return
-        ended = self._waiting.pop(key.decode(), None)
+        id = key.decode()
+        if id in self._queued:
+            self._queued.remove(id)
+            if type != COMPLETED:
+                self._failure = BenchFailed(f"run {id} ended by {type.decode()}")
+        ended = self._waiting.pop(id, None)
         if ended is None or ended.done():
             return
         if type == COMPLETED:
             ended.set_result(None)
         else:
-            ended.set_exception(BenchFailed(f"run {key.decode()} ended by {type.decode()}"))
+            ended.set_exception(BenchFailed(f"run {id} ended by {type.decode()}"))
 
     async def check(self, runs: Sequence[str], nodes: int) -> None:
         """Every node of every run is in Postgres as completed. Raises BenchFailed."""
@@ -273,8 +303,9 @@ class Chain:
 
     name = OURS
 
-    def __init__(self, platform: Platform, version: str, nodes: int) -> None:
+    def __init__(self, platform: Platform, version: str, nodes: int, tenant: str = TENANT) -> None:
         self._platform = platform
+        self._tenant = tenant
         self._version = version
         self._nodes = nodes
 
@@ -285,7 +316,7 @@ class Chain:
         runs: list[str] = []
 
         async def one() -> None:
-            runs.append(await self._platform.run_once(self._version))
+            runs.append(await self._platform.run_once(self._version, tenant=self._tenant))
 
         measured = await closed_loop(one, load)
         await self._platform.check(runs, self._nodes)

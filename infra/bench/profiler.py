@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import shutil
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
 
+from infra.bench.peers import find_program
 from infra.embedded import EmbeddedStack
 
 SAMPLES_PER_SECOND = 250
 FUNCTIONS_SHOWN = 30
 LINES_SHOWN = 15
+STATEMENTS_KEPT = 100
 STATEMENTS_SHOWN = 10
 STATEMENT_CHARS_SHOWN = 70
-WRITTEN = re.compile(r"\b(?:INSERT INTO|UPDATE|DELETE FROM) \"?(\w+)")
+WRITTEN = re.compile(r"\b(?:INSERT INTO|UPDATE|DELETE FROM) \"?([a-z]\w+)")
 STOP_SECONDS_MAX = 20.0
 
 _STATEMENTS = """SELECT query, calls, total_exec_time + total_plan_time AS ms, rows,
   shared_blks_hit + shared_blks_read AS blocks, wal_bytes::float8 AS wal_bytes
 FROM pg_stat_statements JOIN pg_database d ON d.oid = dbid
-WHERE d.datname = current_database() ORDER BY 3 DESC LIMIT $1"""
+WHERE d.datname = current_database() AND calls > 0 ORDER BY 3 DESC LIMIT $1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Statements:
             await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             await connection.execute("SELECT pg_stat_statements_reset()")
             yield found
-            rows = await connection.fetch(_STATEMENTS, STATEMENTS_SHOWN)
+            rows = await connection.fetch(_STATEMENTS, STATEMENTS_KEPT)
             found += [Statement(*row) for row in rows]
         finally:
             await connection.close()
@@ -89,6 +88,8 @@ class Profiler:
 
     statements: Statements
     folder: Path
+    seen: dict[str, list[Sequence[Statement]]] = field(default_factory=dict)
+    """Of each load by its title, repeat by repeat."""
 
     @contextlib.asynccontextmanager
     async def during(self, title: str, pids: Sequence[int], database_url: str) -> AsyncIterator[list[str]]:
@@ -98,7 +99,7 @@ class Profiler:
         names = [f"{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{pid}.folded" for pid in pids]
         files = [self.folder / name for name in names]
         async with self.statements.during(database_url) as statements:
-            program = _program()
+            program = find_program("py-spy")
             spies = [await _spy(program, pid, file) for pid, file in zip(pids, files, strict=True) if program]
             try:
                 yield shown
@@ -112,11 +113,31 @@ class Profiler:
                 why = "py-spy is not installed" if program is None else "py-spy may not look into processes here"
                 shown.append(f"{title}: where the worker was is not known: {why}")
         shown.append(f"{title}: dearest statements")
-        shown += dearest(statements)
+        shown += dearest(statements[:STATEMENTS_SHOWN])
+        self.seen.setdefault(title, []).append(statements)
+
+    def growth(self, small: str, large: str) -> Iterator[str]:
+        """Which statements cost more a call under the load `large` than under `small`, the greatest change first."""
+        before, after = _a_call(self.seen[small]), _a_call(self.seen[large])
+        both = sorted(before.keys() & after.keys(), key=lambda query: before[query][1] - after[query][1])
+        yield f"{large} against {small}, a call:"
+        yield f"  {'ms':>17} {'blocks':>19} {'wal kB':>15} {'calls':>6}  statement"
+        for query in both[:STATEMENTS_SHOWN]:
+            old, new = before[query], after[query]
+            pairs = [
+                f"{was:.{digits}f} -> {now:.{digits}f}" for was, now, digits in zip(old, new, (0, 3, 0, 1), strict=True)
+            ]
+            yield f"  {pairs[1]:>17} {pairs[2]:>19} {pairs[3]:>15} {new[0]:6.0f}  {_shown(query)}"
 
 
-def _program() -> str | None:
-    return shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+def _a_call(repeats: Sequence[Sequence[Statement]]) -> dict[str, tuple[float, float, float, float]]:
+    """Of each statement: calls of all repeats together; milliseconds, blocks and kilobytes of log a call."""
+    sums: dict[str, list[float]] = {}
+    for one in (statement for repeat in repeats for statement in repeat):
+        total = sums.setdefault(one.query, [0.0, 0.0, 0.0, 0.0])
+        for index, value in enumerate((one.calls, one.ms, one.blocks, one.wal_bytes / 1_024)):
+            total[index] += value
+    return {query: (calls, ms / calls, blocks / calls, wal / calls) for query, (calls, ms, blocks, wal) in sums.items()}
 
 
 async def _spy(program: str, pid: int, file: Path) -> Process:
@@ -173,10 +194,14 @@ def dearest(statements: Sequence[Statement]) -> Iterator[str]:
     """A line for each statement, under a heading."""
     yield f"  {'ms':>9} {'calls':>8} {'mean ms':>8} {'rows/call':>9} {'blocks/call':>11} {'wal B/call':>10}  statement"
     for one in statements:
-        query = " ".join(one.query.split())
-        written = ", ".join(dict.fromkeys(WRITTEN.findall(query)))
         yield (
             f"  {one.ms:9.1f} {one.calls:8} {one.ms / one.calls:8.3f} {one.rows / one.calls:9.1f}"
-            f" {one.blocks / one.calls:11.1f} {one.wal_bytes / one.calls:10.0f}  {query[:STATEMENT_CHARS_SHOWN]}"
-            f"{' ... writes ' + written if written else ''}"
+            f" {one.blocks / one.calls:11.1f} {one.wal_bytes / one.calls:10.0f}  {_shown(one.query)}"
         )
+
+
+def _shown(query: str) -> str:
+    """The start of a statement, and which tables it writes: the long ones all start alike."""
+    query = " ".join(query.split())
+    written = ", ".join(dict.fromkeys(WRITTEN.findall(query)))
+    return query[:STATEMENT_CHARS_SHOWN] + (f" ... writes {written}" if written else "")

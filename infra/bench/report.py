@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from infra.bench.bench import Report
 from infra.bench.catalogue import PEERS
 from infra.bench.measure import OURS, Result, Spread
+from infra.bench.targets import Finding, Target
 
 RECORDS = "a node run row; events of its start and end, in Postgres and on Kafka; its result as a command on Kafka"
 COST = " µs/"
@@ -42,20 +43,26 @@ def text(report: Report) -> str:
     parts = [_machine(report), *tables(report.results)]
     compared = list(ratios(report.results))
     if compared:
-        parts.append("\n".join(compared))
+        parts.append("\n".join(["Within a repeat, median (least-greatest) of all:", *compared]))
     if report.versions:
-        systems = (f"{name} {version}: {PEERS[name].records}" for name, version in report.versions.items())
-        parts.append("\n".join(["What a step leaves behind:", f"{OURS}: {RECORDS}", *systems]))
+        systems = (
+            f"{name} {version} ({PEERS[name].set_up}): {PEERS[name].records}"
+            for name, version in report.versions.items()
+        )
+        own = f"{OURS} (one worker on Kafka and Postgres): {RECORDS}"
+        parts.append("\n".join(["What a step leaves behind:", own, *systems]))
     return "\n\n".join(parts)
 
 
 def _machine(report: Report) -> str:
     machine, options = report.machine, report.options
+    earlier = "".join(f"\n{note}" for note in report.notes)
     return (
         f"{machine['at']}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB,"
         f" {machine['system']}, Python {machine['python']}, Kafka {machine['kafka']}, Postgres {machine['postgres']}"
         f" (fsync and synchronous_commit on), load average before {machine['load_average']};"
         f" {options.repeats} repeats of at most {options.seconds:g} s and {options.runs} runs: median (least-greatest)"
+        f"{earlier}"
     )
 
 
@@ -69,17 +76,44 @@ def tables(results: Sequence[Result]) -> Iterator[str]:
 
 
 def ratios(results: Sequence[Result]) -> Iterator[str]:
-    """How this system's rates and median latencies compare to each other system's."""
-    for workload in dict.fromkeys(result.workload for result in results):
-        found = lines(results, workload)
-        ours = {line.load: line.values for line in found if line.system == OURS}
-        for line in found:
-            own = ours.get(line.load)
-            if own is None or line.system == OURS:
-                continue
-            for name, other in line.values.items():
-                if (name.endswith("s/s") or name == "p50 ms") and name in own and other.median:
-                    yield f"{workload}, {line.load}, {name}: {own[name].median / other.median:.2f} x {line.system}"
+    """How this system's rates and median latencies compare to each other system's, within the same repeats."""
+    ours = {(each.workload, each.load, each.repeat): each.values for each in results if each.system == OURS}
+    found: dict[tuple[str, str, str, str], list[float]] = {}
+    for each in results:
+        own = ours.get((each.workload, each.load, each.repeat), {})
+        for name, other in each.values.items() if each.system != OURS else ():
+            if (name.endswith("s/s") or name == "p50 ms") and name in own and other:
+                found.setdefault((each.workload, each.load, name, each.system), []).append(own[name] / other)
+    for (workload, load, name, system), values in found.items():
+        spread = Spread.of(values)
+        yield f"{workload}, {load}, {name}: {spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f}) x {system}"
+
+
+def targets(findings: Sequence[Finding]) -> str:
+    """A Markdown table: each target with what was measured for it."""
+    rows = [["#", "target", "floor", "goal", "measured", "repeats", "floor met", "goal met"]]
+    for each in findings:
+        target, spread = each.target, each.spread
+        measured = "not measured"
+        if spread is not None:
+            measured = f"{_quantity(spread.median, target.unit)} ({_number(spread.low)}-{_number(spread.high)})"
+        rows.append([
+            target.number, target.what, _wanted(target, target.floor), _wanted(target, target.goal), measured,
+            str(len(each.values)), _said(each.floor_met), _said(each.goal_met),
+        ])  # fmt: skip
+    return _aligned(rows)
+
+
+def _wanted(target: Target, value: float | None) -> str:
+    return "" if value is None else f"{'>=' if target.more else '<='} {_quantity(value, target.unit)}"
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{_number(value)} {unit}" if unit[0].isalpha() and unit != "x" else f"{_number(value)}{unit}"
+
+
+def _said(met: bool | None) -> str:
+    return "" if met is None else "yes" if met else "NO"
 
 
 def _title(name: str) -> str:

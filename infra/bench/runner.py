@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from infra.bench import gateway_loads, growth, machine, take_over, workloads
+from infra.bench import backlog, gateway_loads, growth, machine, rebuilding, take_over, workloads
 from infra.bench.bench import Bench, Options, Report, Say
 from infra.bench.catalogue import PEERS
+from infra.bench.peers import find_program
 from infra.bench.platform import BenchFailed, started
 from infra.bench.profiler import Profiler, Statements
 from infra.embedded import EmbeddedStack
@@ -21,6 +21,9 @@ BY_NAME: Mapping[str, Callable[[Bench], Awaitable[None]]] = {
     "reads": gateway_loads.reads,
     "length": growth.length,
     "stored": growth.stored,
+    "rebuild": rebuilding.rebuild,
+    "backlog": backlog.backlog,
+    "noisy": backlog.noisy,
     "memory": growth.memory,
     "workers": growth.workers,
     "take-over": take_over.take_over,
@@ -30,6 +33,8 @@ BY_NAME: Mapping[str, Callable[[Bench], Awaitable[None]]] = {
 async def run(names: Sequence[str], options: Options, settings: Settings, say: Say) -> Report:
     """Measure the named workloads. Raises BenchFailed or StackError; nothing runs then."""
     facts, versions = machine.facts(), installed(options.against)
+    if not names:
+        return Report(facts, options, versions, [])
     async with EmbeddedStack(
         settings.data_dir,
         full_jit=True,
@@ -56,13 +61,20 @@ async def run(names: Sequence[str], options: Options, settings: Settings, say: S
 
 def installed(names: Sequence[str]) -> Mapping[str, str]:
     """The versions of these peers. Raises BenchFailed naming what is missing."""
-    found = {}
     for name in names:
-        peer = PEERS[name]
-        try:
-            found[name] = version(peer.package)
-        except PackageNotFoundError:
-            raise BenchFailed(f"{name} needs the package {peer.package}: `make bench` installs it") from None
-        if peer.program is not None and shutil.which(peer.program[0]) is None:
-            raise BenchFailed(f"{name} needs {peer.program[0]} on the path: npm install --global {peer.program[1]}")
-    return found
+        lacking = missing(name)
+        if lacking is not None:
+            raise BenchFailed(lacking)
+    return {name: version(PEERS[name].package) for name in names}
+
+
+def missing(name: str) -> str | None:
+    """What a peer needs and is not there, and how to get it."""
+    peer = PEERS[name]
+    try:
+        version(peer.package)
+    except PackageNotFoundError:
+        return f"{name} needs the package {peer.package}: `make bench` installs it"
+    if peer.program is not None and find_program(peer.program) is None:
+        return f"{name} needs {peer.program} on the path: {peer.program_from}"
+    return None

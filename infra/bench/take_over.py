@@ -19,7 +19,7 @@ async def take_over(bench: Bench) -> None:
     async with platform.running():
         version = await platform.create_workflow(NODES, PURE)
         await Chain(platform, version, NODES).load(Load(8, bench.options.runs, bench.warm_up_seconds()))
-    for _ in range(bench.options.repeats):
+    for _ in bench.repeats():
         async with platform.running(0):
             began = time.perf_counter()
             await platform.start_worker()
@@ -53,4 +53,5 @@ async def _every_lane(platform: Platform, version: str, began: float) -> Values:
         ends.append(time.perf_counter() - began)
 
     await closed_loop(one, Load(lanes, lanes, PATIENCE_SECONDS))
-    return {"first lane s": min(ends), "every lane s": max(ends)}
+    session = platform.settings.session_timeout_seconds
+    return {"first lane s": min(ends), "every lane s": max(ends), "session time-out s": session}

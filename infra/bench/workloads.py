@@ -16,17 +16,18 @@ PURE = "template-transform"
 async def chain_10(bench: Bench) -> None:
     """Runs of ten no-op steps, each durable before the next starts: many, few, and one in flight.
 
-    The systems take turns, each in fresh processes, so that a change of the machine's mood hits all of them.
+    The systems take turns within a repeat, each in fresh processes, so that a change of the machine's mood hits
+    all of them.
     """
-    for _ in range(bench.options.repeats):
-        for name in bench.options.against:
-            await bench.settle()
-            async with peer.started(name, bench.stack) as other:
-                await _chain_loads(bench, other, bench.options.warm_up_seconds)
+    for _ in bench.repeats():
         await bench.settle()
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, NOOP)
             await _chain_loads(bench, Chain(bench.platform, version, NODES), bench.warm_up_seconds())
+        for name in bench.options.against:
+            await bench.settle()
+            async with peer.started(name, bench.stack) as other:
+                await _chain_loads(bench, other, bench.options.warm_up_seconds)
 
 
 async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> None:
@@ -45,7 +46,7 @@ async def pure_10(bench: Bench) -> None:
     """Runs of ten template nodes: no effect, every node run recorded."""
     options = bench.options
     in_flight = max(options.in_flight)
-    for _ in range(options.repeats):
+    for _ in bench.repeats():
         await bench.settle()
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, PURE)

@@ -9,15 +9,18 @@ import sys
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
+import orjson
 import pytest
 
 from infra.bench import plots, profiler, report
+from infra.bench.backlog import edges
 from infra.bench.bench import Options, Report
 from infra.bench.load import Load, closed_loop, percentile
 from infra.bench.measure import OURS, Result, Spread
 from infra.bench.platform import BenchFailed
 from infra.bench.processes import cpu_seconds, read_cpu
 from infra.bench.runner import installed
+from infra.bench.targets import Finding, findings
 
 BURN_SECONDS = 0.3
 BURN = f"import time\nwhile time.process_time() < {BURN_SECONDS}: pass"
@@ -101,8 +104,9 @@ class TestCpuTime:
 
 RESULTS = [
     Result("chain-10", "100 in flight", "dbos", {"steps/s": 400.0, "p50 ms": 200.0, "worker µs/step": 2_000.0}),
-    Result("chain-10", "100 in flight", OURS, {"steps/s": 4_000.0, "p50 ms": 20.0, "worker µs/step": 100.0}),
-    Result("chain-10", "100 in flight", OURS, {"steps/s": 6_000.0, "p50 ms": 40.0, "worker µs/step": 120.0}),
+    Result("chain-10", "100 in flight", "dbos", {"steps/s": 800.0, "p50 ms": 400.0, "worker µs/step": 2_000.0}, 1),
+    Result("chain-10", "100 in flight", OURS, {"steps/s": 5_000.0, "p50 ms": 20.0, "worker µs/step": 100.0}),
+    Result("chain-10", "100 in flight", OURS, {"steps/s": 6_000.0, "p50 ms": 80.0, "worker µs/step": 120.0}, 1),
     Result("chain-10", "alone", OURS, {"p50 ms": 18.0}),
     Result("chain-10", "alone", "dbos", {"p50 ms": 36.0}),
     Result("reads", "32 clients", OURS, {"reads/s": 1_500.0}),
@@ -123,38 +127,123 @@ REPORT = Report(MACHINE, Options(against=["dbos"]), {"dbos": "3.4.0"}, RESULTS)
 
 class TestReport:
     def test_shows_medians_with_least_and_greatest(self) -> None:
-        assert "5 000 (4 000-6 000)" in report.text(REPORT)
+        assert "5 500 (5 000-6 000)" in report.text(REPORT)
 
     def test_has_a_table_for_each_workload_with_all_systems(self) -> None:
         first, second = report.tables(RESULTS)
         assert first.startswith("chain-10\n")
-        assert [row.split("|")[2].strip() for row in first.splitlines()[3:]] == ["dbos", OURS, "dbos", OURS]
+        assert [row.split("|")[2].strip() for row in first.splitlines()[3:]] == ["dbos", OURS] * 2
         assert second.startswith("reads\n")
 
-    def test_compares_with_each_other_system(self) -> None:
+    def test_compares_with_each_other_system_within_a_repeat(self) -> None:
         assert list(report.ratios(RESULTS)) == [
-            "chain-10, 100 in flight, steps/s: 12.50 x dbos",
-            "chain-10, 100 in flight, p50 ms: 0.15 x dbos",
-            "chain-10, alone, p50 ms: 0.50 x dbos",
+            "chain-10, 100 in flight, steps/s: 10.00 (7.50-12.50) x dbos",
+            "chain-10, 100 in flight, p50 ms: 0.15 (0.10-0.20) x dbos",
+            "chain-10, alone, p50 ms: 0.50 (0.50-0.50) x dbos",
         ]
 
     def test_says_what_each_system_records(self) -> None:
-        assert "dbos 3.4.0: a status row" in report.text(REPORT)
+        assert "dbos 3.4.0 (one process on the same Postgres): a status row" in report.text(REPORT)
 
     def test_keeps_every_repeat_in_the_document(self) -> None:
         assert len(REPORT.document()["results"]) == len(RESULTS)
 
+    def test_is_read_again_from_its_document(self) -> None:
+        document = orjson.loads(orjson.dumps(REPORT.document()))
+        assert Report.of(document).document() == document
+
+    def test_of_an_earlier_time_shares_no_repeat(self) -> None:
+        both = REPORT.with_earlier(REPORT)
+        assert {each.repeat for each in both.results} == {0, 1, 2, 3}
+        assert len(both.results) == 2 * len(RESULTS)
+        assert "measured at 2026-01-01" in report.text(both)
+
+
+class TestTargets:
+    def found(self, results: list[Result], number: str, what: str) -> Finding:
+        (found,) = [
+            each
+            for each in findings(results, {result.workload for result in results})
+            if each.target.number == number and what in each.target.what
+        ]
+        return found
+
+    def test_a_ratio_is_taken_within_each_repeat(self) -> None:
+        rate = self.found(RESULTS, "1", "DBOS")
+        assert rate.values == [12.5, 7.5]
+        assert (rate.floor_met, rate.goal_met) == (True, False)
+
+    def test_less_is_better_for_a_latency(self) -> None:
+        assert self.found(RESULTS, "2", "DBOS").floor_met is True
+        slower = [*RESULTS, Result("chain-10", "alone", OURS, {"p50 ms": 37.0}, 0)]
+        assert self.found(slower, "2", "DBOS").floor_met is False
+
+    def test_what_was_not_measured_is_not_met(self) -> None:
+        missed = self.found(RESULTS, "1", "Restate")
+        assert (missed.values, missed.floor_met, missed.goal_met) == ([], False, False)
+        assert "not measured" in report.targets([missed])
+
+    def test_the_growth_of_a_step_is_that_of_worker_and_postgres(self) -> None:
+        def cost(load: str, worker: float, postgres: float) -> Result:
+            values = {"worker µs/step": worker, "postgres µs/step": postgres, "kafka µs/step": 1_000.0}
+            return Result("length", load, OURS, values)
+
+        results = [cost("10 nodes a run", 100.0, 50.0), cost("1000 nodes a run", 140.0, 70.0)]
+        assert self.found(results, "7", "1 000 nodes").values == [1.4]
+
+    def test_only_those_of_the_workloads_are_judged(self) -> None:
+        assert {each.target.number for each in findings(RESULTS, {"reads"})} == {"5"}
+
+    def test_a_goal_alone_is_no_floor(self) -> None:
+        assert self.found(RESULTS, "2", "fastest").floor_met is None
+
+
+class TestBacklog:
+    def test_rates_and_memory_are_those_of_the_beginning_and_the_end(self) -> None:
+        series = {
+            "s": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "worker MiB": [10.0, 100.0, 110.0, 110.0, 120.0, 150.0, 140.0],
+            "node runs": [0.0, 0.0, 20.0, 50.0, 80.0, 90.0, 100.0],
+        }
+        assert edges(series) == {
+            "steps/s": 20.0,
+            "first fifth steps/s": 20.0,
+            "last fifth steps/s": 10.0,
+            "after a fifth MiB": 110.0,
+            "most MiB": 150.0,
+        }
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(results: list[Result]) -> ElementTree.Element:
+    report = Report(MACHINE, Options(against=["dbos"]), {"dbos": "3.4.0"}, results)
+    return ElementTree.fromstring(plots.svg(report))  # noqa: S314  # We have just drawn it.
+
 
 def test_the_plot_has_a_bar_for_each_system_and_load() -> None:
-    drawn = ElementTree.fromstring(plots.svg(REPORT))  # noqa: S314  # We have just drawn it.
-    space = "{http://www.w3.org/2000/svg}"
-    background = 1
-    assert len(drawn.findall(f"{space}rect")) - background == 4
-    assert any("a <fast> one" in (text.text or "") for text in drawn.findall(f"{space}text"))
+    assert len(drawn(RESULTS).findall(f".//{SVG}g/{SVG}rect")) == 4
+    assert any("a <fast> one" in (text.text or "") for text in drawn(RESULTS).findall(f"{SVG}text"))
+
+
+def test_the_plot_has_a_bar_for_what_a_step_costs_at_each_size() -> None:
+    values = {"worker µs/step": 100.0, "postgres µs/step": 50.0}
+    results = [Result("stored", load, OURS, values) for load in ("0 stored", "1 000 000 stored")]
+    assert [text.text for text in drawn(results).findall(f".//{SVG}g/{SVG}text")] == [
+        "0 stored", "150", "1 000 000 stored", "150",
+    ]  # fmt: skip
+
+
+def test_the_plot_has_a_curve_for_what_was_sampled() -> None:
+    series = {"s": [0.0, 1.0], "worker MiB": [100.0, 120.0], "node runs": [0.0, 50.0]}
+    curves = drawn([Result("backlog", "25 runs queued", OURS, {}, 0, series)]).findall(f".//{SVG}polyline")
+    assert [len(curve.attrib["points"].split()) for curve in curves] == [2, 2]
 
 
 def test_what_a_peer_needs_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(BenchFailed, match="restate needs"):
         installed(["restate"])
 

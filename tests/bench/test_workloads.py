@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import uuid
 from collections.abc import AsyncIterator
 
@@ -15,7 +14,7 @@ from infra.bench.bench import Bench, Options
 from infra.bench.load import Load
 from infra.bench.platform import BenchFailed, Chain, started
 from infra.bench.role import NOOP
-from infra.bench.runner import BY_NAME
+from infra.bench.runner import BY_NAME, missing
 from infra.embedded import EmbeddedStack
 from tests.live import settings_for
 
@@ -33,6 +32,9 @@ TINY = Options(
     long_in_flight=2,
     stored_node_runs=500,
     memory_runs=4,
+    rebuild_events=100,
+    backlog_runs=20,
+    noisy_runs=4,
 )
 LOADS = {
     "chain-10": {"4 in flight", "2 in flight", "alone"},
@@ -41,6 +43,9 @@ LOADS = {
     "reads": {"2 clients"},
     "length": {"10 nodes a run", "20 nodes a run"},
     "stored": {"0 node runs stored", "500 node runs stored"},
+    "rebuild": {"compared with the tables", "into other tables"},
+    "backlog": {"20 runs queued"},
+    "noisy": {"quiet tenant alone", "beside 4 runs of another"},
     "memory": {"4 in flight"},
     "workers": {"1 worker, 8 in flight", "2 workers, 8 in flight"},
     "take-over": {
@@ -88,12 +93,14 @@ async def test_a_worker_that_dies_ends_the_measurement(services: EmbeddedStack) 
                 await platform.run_once(version)
 
 
-@pytest.mark.parametrize("name", ["dbos", "absurd_sdk", "langgraph", "procrastinate", "restate"])
+@pytest.mark.parametrize("name", ["dbos", "absurd_sdk", "langgraph", "procrastinate", "restate", "temporalio"])
 async def test_a_peer_records_every_run_and_step(services: EmbeddedStack, name: str) -> None:
     pytest.importorskip(name)
-    if name == "restate" and shutil.which("restate-server") is None:
-        pytest.skip("restate-server is not on the path")
-    async with peer.started(name.removesuffix("_sdk"), services) as other:
+    name = name.removesuffix("_sdk").removesuffix("io")
+    lacking = missing(name)
+    if lacking is not None:
+        pytest.skip(lacking)
+    async with peer.started(name, services) as other:
         measured = await other.load(Load(2, 3, 30.0))
         assert measured.runs == 3
         assert (await other.load(Load(1, 1, 30.0))).runs == 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import orjson
 import restate
 
 from infra.bench.http_client import Connection
+from infra.bench.peers import find_program
 from infra.bench.peers.process import Workload
 from infra.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, spawn, stop_child
 
@@ -52,7 +52,7 @@ async def run(workload: Workload) -> None:
 @contextlib.asynccontextmanager
 async def _server(workload: Workload) -> AsyncIterator[tuple[int, int]]:
     """A server on an empty folder; its ports of ingress and admin."""
-    program = shutil.which("restate-server")
+    program = find_program("restate-server")
     if program is None:
         raise FileNotFoundError("restate-server is not on the path")
     ports = [free_port() for _ in range(3)]
