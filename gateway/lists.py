@@ -28,7 +28,8 @@ _INT4_MAX = 2**31 - 1
 class ListOf:
     """A table as a list: its order, which columns may be filtered by, how a row is shown.
 
-    `where` always holds; `special` says what certain values of a filter mean instead of equality.
+    `where` always holds; `special` says what certain values of a filter mean instead of equality. `others`:
+    parameters that are no filters; who serves the list knows what they mean.
     """
 
     spec: TableSpec
@@ -40,6 +41,7 @@ class ListOf:
     equal: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     special: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def column(self, filter_name: str) -> Column:
         return _column(self.spec, self.renamed.get(filter_name, filter_name))
@@ -65,8 +67,8 @@ def page_of(listing: ListOf, request: Request) -> Page:
             else:
                 column = listing.column(name)
                 equal[column.name] = _value(value, column, f"/query/{name}")
-        elif name != "tenant_id":
-            known = ", ".join((*COMMON_PARAMETERS, *listing.filters))
+        elif name != "tenant_id" and name not in listing.others:
+            known = ", ".join((*COMMON_PARAMETERS, *listing.filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
     return Page(
         spec=listing.spec,

@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from gateway.examples import ANSWERS, REQUESTS
 from gateway.lists import LIMIT_DEFAULT, LIMIT_MAX
 from gateway.routing import PUBLIC, Action, Body, Listing, Route, Write
+from gateway.time_travel import ListThen, ReadThen, openapi_parameters
 from infra.db import Column
 from schemas.messages import UUID_PATTERN, JsonObject
 
@@ -83,6 +84,8 @@ def _operation(route: Route) -> JsonObject:
         operation["requestBody"] = _request_body(route.body)
     if isinstance(route, Listing):
         parameters.extend(_list_parameters(route))
+    if isinstance(route, ReadThen | ListThen):
+        parameters.extend(openapi_parameters())
     operation["parameters"] = parameters
     operation["responses"] = _responses(route)
     return operation
@@ -177,7 +180,8 @@ def _problem_statuses(route: Route, write: bool) -> Iterable[int]:
         return (503,)
     if write:
         return tuple(_PROBLEMS)
-    return (400, 401, 403, 404, 422, 429, 503) if _PARAMETER.search(route.path) else (400, 401, 403, 422, 429, 503)
+    missing = _PARAMETER.search(route.path) or isinstance(route, ListThen)
+    return (400, 401, 403, 404, 422, 429, 503) if missing else (400, 401, 403, 422, 429, 503)
 
 
 def _schemas(routes: Sequence[Route]) -> JsonObject:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bus.decider import Recorded
 from infra.db import TableSpec
 from projections.access import ApiKey
 from schemas.envelope import Headers
@@ -90,6 +91,9 @@ class Reads(Protocol):
 
     async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
         """Up to `page.limit` rows."""
+
+    def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+        """The events of an aggregate in order, up to a seq."""
 
     async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None: ...
 

@@ -10,10 +10,12 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
+from bus.decider import Recorded
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
 from infra.db import TableSpec
 from projections.access import API_KEYS, ApiKey
+from schemas.registry import decode_event
 
 READ_ROLE = "ap_gateway"
 """Owns nothing, cannot bypass row level security, sees the tenant of its transaction."""
@@ -52,6 +54,12 @@ select exists (
   select from node_run where run_id = $1 and ready and status in ('queued', 'running', 'pending')
 )
 """
+_HISTORY_SQL = """
+select seq, type, data, at, tenant_id, lane, actor, correlation_id, causation_id, traceparent
+from event where aggregate_id = $1 and seq > $2 and seq <= $3 order by seq limit $4
+"""
+_HISTORY_ROWS = 500
+_SEQ_MAX = 2**31 - 1
 _OUTCOME_SQL = "select status, body from command_outcome where command_id = $1 and status <> 'pending'"
 
 
@@ -88,6 +96,18 @@ class Postgres:
         async with self._tenant(tenant_id) as connection:
             records = await connection.fetch(sql, *values)
         return [_row(page.spec, record) for record in records]
+
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+        """A part at a time, each a transaction of its own: events never change, and who folds them takes its time."""
+        last = 0
+        while True:
+            async with self._tenant(tenant_id) as connection:
+                rows = await connection.fetch(_HISTORY_SQL, aggregate_id, last, seq_max or _SEQ_MAX, _HISTORY_ROWS)
+            for seq, name, data, at, *rest in rows:
+                yield Recorded(decode_event(name, data), aggregate_id, seq, at or 0.0, *rest)
+            if len(rows) < _HISTORY_ROWS:
+                return
+            last = rows[-1][0]
 
     async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None:
         async with self._tenant(tenant_id) as connection:

@@ -20,6 +20,7 @@ from gateway.progress import (
     worker_execute_next,
 )
 from gateway.routing import Action, CommandBody, Listing, Object, Post, Read, Route, Target
+from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from projections.runtime import NODE_RUNS, RUNS, NodeRun, shown_node_run, shown_run
 from schemas.messages import Code, ForeignId, Id, JsonObject, Text
 from schemas.runtime import CancelRun, CreateRun, InitialNode, SetNodeStatus, SetRunStatus, Worker
@@ -118,6 +119,7 @@ NODE_RUN_LIST = ListOf(
     ("run_id", "node_id", "node_type", "status", "path", "iteration"),
     order=("created_at", "seq", "id"),
     descending=False,
+    others=PARAMETERS,
     special={
         # One that somebody holds is shown as running, so it must be found as that.
         "status": {
@@ -138,14 +140,14 @@ _RUNS, _NODES = "/gateway/runtime/runs", "/gateway/runtime/node-runs"
 _RUN, _NODE = _RUNS + "/{run_id}", _NODES + "/{node_run_id}"
 
 ROUTES: tuple[Route, ...] = (
-    Read(_RUN, RUN, READ, "Run", shown_run),
+    ReadThen(_RUN, RUN, READ, "Run", shown_run),
     Post(_RUNS, StartRun, WRITE, "Run", 201),
     Listing(_RUNS, RUN_LIST, READ, "Run"),
     Post(_RUN + "/status", RunStatusBody, WRITE, "Run", object=RUN),
     Post(_RUN + "/cancel", Cancel, WRITE, "Run", object=RUN),
     Action("POST", _RUN + "/execute-next", ExecuteNextBody, WRITE, "Run", execute_next, object=RUN),
     Action("POST", _RUN + "/execute", ExecuteRunBody, WRITE, "Run", execute_run, object=RUN),
-    Listing(_NODES, NODE_RUN_LIST, READ, "NodeRun"),
+    ListThen(_NODES, NODE_RUN_LIST, READ, "NodeRun"),
     Read(_NODE, NODE_RUN, READ, "NodeRun", shown_node_run),
     Post(_NODE + "/status", NodeStatusBody, WRITE, "NodeRun", object=NODE_RUN),
     Action("POST", _NODE + "/execute", ExecuteNodeBody, WRITE, "NodeRun", execute_node, object=NODE_RUN),

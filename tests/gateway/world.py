@@ -183,6 +183,13 @@ class World:
         ]
         return sorted(found, key=place, reverse=page.descending)[: page.limit]
 
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+        self._answering()
+        for recorded in self.events:
+            ours = recorded.aggregate_id == aggregate_id and recorded.tenant_id == tenant_id
+            if ours and (seq_max is None or recorded.seq <= seq_max):
+                yield recorded
+
     async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None:
         self._answering()
         known = self.outcomes.get(command_id)
