@@ -97,11 +97,16 @@ def status(
     data: Data = None,
     as_json: AsJson = False,
     lanes: Annotated[bool, typer.Option("--lanes", help="Show every lane, not only those that wait")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it anew until Ctrl-C, with rates and ages")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks of --watch")] = 2.0,
 ) -> None:
     """Show processes, lanes, and what waits. Exit code 1 if nothing runs or something stands still."""
-    from infra.cli_local import show_status
+    from infra.cli_local import show_status, watch_status
 
     settings = fill_in(load_settings(data_dir=data))
+    if watch:
+        watch_status(settings, every, every_lane=lanes)
+        return
     if not show_status(settings, as_json=as_json, every_lane=lanes):
         raise typer.Exit(1)
 

@@ -55,6 +55,7 @@ def status_document(data: Path) -> dict[str, Any]:
                 "pid": process.identity.pid,
                 "alive": is_alive(process.identity),
                 "restarts": process.restarts,
+                "metrics_port": process.metrics_port,
                 "log": process.log,
             }
             for process in state.processes
@@ -93,6 +94,15 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
     return not problems
 
 
+def watch_status(settings: Settings, every_seconds: float, *, every_lane: bool) -> None:
+    """Draw the status until Ctrl-C. Raises StackError if nothing is known to run."""
+    if settings.database_url is None or settings.kafka_bootstrap is None:
+        raise StackError(f"nothing is running in {settings.data_dir}", "start it by `ap up`")
+    from infra.watch import watch
+
+    asyncio.run(watch(settings, every_seconds, every_lane=every_lane))
+
+
 def _dead_roles(state: State) -> list[str]:
     return [
         f"{process.role}-{process.index} has ended and is not started again yet"
@@ -114,7 +124,8 @@ def _print_state(state: State, data: Path) -> None:
         alive = "running" if is_alive(process.identity) else "ended"
         restarts = f", started again {process.restarts} times" if process.restarts else ""
         name = f"{process.role}-{process.index}"
-        print(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}")
+        metrics = f", metrics on port {process.metrics_port}" if process.metrics_port else ""
+        print(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}{metrics}")
 
 
 def show_config(settings: Settings, *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """Commands that change how much runs: processes of a role, partitions of a topic."""
 
+import signal
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedde
 SCALABLE = ("worker", "executor")
 PROCESSES_MAX = 256
 ANSWER_SECONDS_MAX = 90.0
+IN_ORDER = (0, -signal.SIGTERM)
+"""Exit codes of who had nothing left to do, or had not even begun."""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +37,7 @@ def scale(
     done = ask_to_scale(settings.data_dir, wanted)
     for line in _report(done, wanted, settings):
         print(line)
-    if any(done.stopped.values()):
+    if any(code not in IN_ORDER for code in done.stopped.values()):
         raise typer.Exit(1)
 
 
@@ -94,7 +97,7 @@ def _owner(data: Path) -> State:
 def _report(done: Scaled, wanted: Mapping[str, int], settings: Settings) -> list[str]:
     lines = [f"Started {name}." for name in done.started]
     for name, code in done.stopped.items():
-        how = "Stopped" if code == 0 else f"Stopped, not in order (exit code {code}):"
+        how = "Stopped" if code in IN_ORDER else f"Stopped, not in order (exit code {code}):"
         lines.append(f"{how} {name}.")
     if not lines:
         lines.append("Nothing to do: so many run already.")

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -54,6 +61,7 @@ class Metrics:
     """One registry of a process. Everything but lanes and work waiting is counted as it happens."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # A second series for each, which the start of the process says as well.
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

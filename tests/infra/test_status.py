@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import load_settings
-from infra.status import LaneStatus, NoAnswer, Sample, document, lines, look, standing_still
+from infra.status import LaneStatus, NoAnswer, Sample, document, judged, lines, look, standing_still
 
 IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, position=7, sent=7, stopped="")
 BEHIND = replace(IDLE_LANE, end_offset=15)
@@ -43,6 +43,20 @@ def test_a_lane_that_sends_nothing_is_named() -> None:
     assert standing_still(behind, replace(IDLE, lanes=(replace(IDLE_LANE, position=99, sent=8),))) == []
 
 
+def test_a_busy_lane_is_judged_by_what_it_has_sent_since_not_by_what_is_left() -> None:
+    """It makes records faster than it notes them as sent: `unsent` grows, and everything moves."""
+    before = replace(IDLE, lanes=(replace(IDLE_LANE, position=500, sent=400),))
+    after = replace(IDLE, lanes=(replace(IDLE_LANE, position=9_000, sent=401),))
+    assert standing_still(before, after) == []
+    stuck = replace(IDLE, lanes=(replace(IDLE_LANE, position=9_000, sent=400),))
+    assert standing_still(before, stuck) == ["lane commands/3 sends none of its 8600 records to Kafka"]
+
+
+def test_a_lane_that_has_made_its_first_records_since_is_given_time() -> None:
+    after = replace(IDLE, lanes=(replace(IDLE_LANE, position=99),))
+    assert standing_still(IDLE, after) == []
+
+
 def test_a_stopped_lane_is_named_with_its_reason() -> None:
     stopped = replace(IDLE, lanes=(replace(BEHIND, stopped="next offset 10 is beyond the topic's end 5"),))
     assert standing_still(stopped, stopped) == [
@@ -61,6 +75,13 @@ def test_steps_wait_in_vain_only_if_nobody_executes_their_kind() -> None:
     assert standing_still(waiting, replace(waiting, steps_leased={"code": 1})) == []
     assert standing_still(waiting, IDLE) == []
     assert standing_still(IDLE, waiting) == []
+
+
+def test_steps_that_come_and_go_between_two_looks_do_not_wait_in_vain() -> None:
+    before = replace(IDLE, steps_ready={"code": 4}, steps_oldest={"code": 100.0})
+    after = replace(IDLE, steps_ready={"code": 4}, steps_oldest={"code": 101.5})
+    assert standing_still(before, after) == []
+    assert standing_still(before, before) == ["nobody executes the 4 code steps that wait"]
 
 
 def test_lost_leases_and_overdue_timers_are_counted() -> None:
@@ -83,6 +104,26 @@ def test_people_see_lanes_that_wait_and_programs_see_all() -> None:
     assert [lane["lag"] for lane in shown["lanes"]] == [0, 5]
     assert shown["steps"]["ready"] == {"code": 2}
     assert shown["standing_still"] == ["something"]
+
+
+async def judge(*looks: Sample) -> tuple[int, list[str]]:
+    """How many of these looks it takes, and what stands still by them."""
+    left = list(looks)
+
+    async def take() -> Sample:
+        return left.pop(0)
+
+    _, problems = await judged(take, 0)
+    return len(looks) - len(left), problems
+
+
+async def test_it_is_looked_once_more_only_while_something_waits_and_does_not_move() -> None:
+    behind = replace(IDLE, lanes=(BEHIND,))
+    moved = replace(IDLE, lanes=(replace(BEHIND, next_offset=11),), at=6.0)
+    assert await judge(IDLE, behind) == (1, [])
+    assert await judge(behind, replace(behind, at=2.0), replace(behind, at=4.0), moved, behind) == (4, [])
+    looks, problems = await judge(*(replace(behind, at=at) for at in (0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0)))
+    assert (looks, problems) == (6, ["lane commands/3 handles none of its 5 records (owner worker-1)"])
 
 
 async def test_servers_that_are_away_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
