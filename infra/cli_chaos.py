@@ -26,10 +26,16 @@ def chaos(
     seed: Seed = 1,
     seeds: Annotated[str, typer.Option(help="Several seeds, 1,2,3: one after the other, judged together")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="End with the report as JSON")] = False,
+    control: Annotated[
+        str, typer.Option(help="Turn off a defence instead, or all one by one: each must be missed")
+    ] = "",
     data: Keep = None,
 ) -> None:
     """Inject faults of every kind under load on a stack of its own; verify that nothing is lost or doubled."""
     if context.invoked_subcommand is not None:
+        return
+    if control:
+        _control(control, seed, as_json, data)
         return
     from infra.chaos.mix import mix_test
     from infra.chaos.several import Several
@@ -44,6 +50,23 @@ def chaos(
     if as_json:
         _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
     if report.problems:
+        raise typer.Exit(1)
+
+
+def _control(names: str, seed: int, as_json: bool, data: Path | None) -> None:
+    from infra.chaos.control import ARMS, control_test
+
+    chosen = tuple(ARMS) if names == "all" else _names(names, tuple(ARMS), "--control")
+    with contextlib.ExitStack() as stacks:
+
+        def settings(name: str) -> Settings:
+            return stacks.enter_context(_stack(data / name.replace(" ", "-") if data else None))
+
+        report = asyncio.run(control_test(settings, chosen, seed=seed, say=_say))
+    _say(report.table())
+    if as_json:
+        _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
+    if not report.passed:
         raise typer.Exit(1)
 
 

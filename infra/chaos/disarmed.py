@@ -51,7 +51,8 @@ class Disarmed:
         return FailingProducer(bootstrap, prefix=prefix, ordered=self.defences.order)
 
     def bus(self, inner: Any) -> Any:
-        return HastyBus(inner) if ACKNOWLEDGEMENT in self.off else inner
+        bus = FailingBus(inner) if FAILING_SENDS in self.off else inner
+        return HastyBus(bus) if ACKNOWLEDGEMENT in self.off else bus
 
 
 class UnfencedStore:
@@ -107,6 +108,18 @@ class FailingProducer(Producer):
             await asyncio.sleep(0.05)
             raise SendFailed("made to fail")
         await super()._round(sendings)
+
+
+class FailingBus:
+    """A bus some of whose sends fail before anything has reached Kafka."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def send(self, topic: str, partition: int, key: str | None, headers: Headers, body: bytes) -> None:
+        if random.random() < FAILING_SHARE:
+            raise BusUnavailable("made to fail")
+        await self._inner.send(topic, partition, key, headers, body)
 
 
 class HastyBus:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from infra.chaos.places import What, wish
-from infra.embedded.processes import Identity, signal_process, write_atomically
+from infra.embedded.processes import Identity, is_alive, signal_process, write_atomically
 from infra.embedded.state import Role, Started, read_state
 
 
@@ -48,7 +48,7 @@ class Faults:
     def victim(self, role: Role, index: int = 0) -> Victim:
         """The running process of a role. Raises NobodyThere."""
         for started in self._processes():
-            if (started.role, started.index) == (role, index):
+            if (started.role, started.index) == (role, index) and is_alive(started.identity):
                 return Victim(role, index, started.identity)
         raise NobodyThere(f"{role}-{index}")
 

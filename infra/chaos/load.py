@@ -181,8 +181,13 @@ class Load:
                 await asyncio.wait_for(producer.stop(), 2)
 
     async def _posted(self, client: httpx.AsyncClient, tenant: str, path: str, body: JsonObject) -> dict[str, str]:
-        answer = await client.post(path, json=body, headers={"x-tenant-id": tenant})
-        if answer.status_code != 201:
-            raise NotTaken(f"POST {path}: {answer.status_code} {answer.text[:500]}")
-        made: dict[str, str] = answer.json()
-        return made
+        key = hashlib.sha256(f"{tenant} {path} {body}".encode()).hexdigest()
+        give_up = time.monotonic() + GIVE_UP_SECONDS
+        while True:
+            answer = await client.post(path, json=body, headers={"x-tenant-id": tenant, "idempotency-key": key})
+            if answer.status_code == 201:
+                made: dict[str, str] = answer.json()
+                return made
+            if answer.status_code not in REFUSALS_THAT_PASS | {202} or time.monotonic() > give_up:
+                raise NotTaken(f"POST {path}: {answer.status_code} {answer.text[:500]}")
+            await asyncio.sleep(RETRY_SECONDS)

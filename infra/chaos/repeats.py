@@ -39,6 +39,16 @@ async def whole_partition(settings: Settings, random: Random) -> int:
         return await _again(reader, producer, topic, partition, extents[partition])
 
 
+async def everything(settings: Settings) -> int:
+    """All records of the consumed topics; says how many."""
+    again = 0
+    async with _both(settings) as (reader, producer):
+        for topic in (COMMANDS, INGRESS):
+            for partition, extent in (await reader.extents(topic)).items():
+                again += await _again(reader, producer, topic, partition, extent)
+    return again
+
+
 async def _again(reader: TopicReader, producer: AIOKafkaProducer, topic: str, partition: int, extent: Extent) -> int:
     """Send these records again, but poison: each of those is one dead letter, by its offset."""
     sent = 0

@@ -374,12 +374,21 @@ class MemoryProducer:
     """`Log` of one process: sends in rounds, as the producer for Kafka does; a round that fails fails all that waits.
 
     `fault(out)`: how often the record gets to the topic (0: the send fails, -1: it fails after one did).
+    `ordered` false: what waits goes out all the same, as `bus.producer.Producer` has that switch.
     """
 
-    def __init__(self, log: MemoryLog, point: Point = no_point, fault: Callable[[Out], int] = lambda out: 1) -> None:
+    def __init__(
+        self,
+        log: MemoryLog,
+        point: Point = no_point,
+        fault: Callable[[Out], int] = lambda out: 1,
+        *,
+        ordered: bool = True,
+    ) -> None:
         self._log = log
         self._point = point
         self._fault = fault
+        self._ordered = ordered
         self._queue: list[tuple[Sequence[Out], asyncio.Future[None]]] = []
         self._rounds: asyncio.Task[None] | None = None
 
@@ -401,8 +410,9 @@ class MemoryProducer:
                 self._send([out for records, _ in sendings for out in records])
                 await self._point("after_send")
             except SendFailed as failed:
-                sendings += self._queue
-                self._queue = []
+                if self._ordered:
+                    sendings += self._queue
+                    self._queue = []
                 for _, future in sendings:
                     future.set_exception(failed)
             else:

@@ -49,7 +49,7 @@ class Process:
         self.name = name
         self.dead = False
         self.stopped_until = 0.0
-        self.producer = MemoryProducer(world.log, self.point, self._fate_of)
+        self.producer = MemoryProducer(world.log, self.point, self._fate_of, ordered=world.defences.order)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, main: Coroutine[Any, Any, None]) -> None:

@@ -34,6 +34,8 @@ def problems(defences: Defences) -> Iterator[list[str]]:
         pytest.param(Defences(fence=False), "", id="fence"),
         pytest.param(Defences(drain=False), "events_topic: ", id="drain"),
         pytest.param(Defences(lease_token=False), "tokens: ", id="lease token"),
+        pytest.param(Defences(order=False), "events_topic: ", id="order of sends"),
+        pytest.param(Defences(dead_letters=False), "letters: ", id="dead letters"),
     ],
 )
 def test_without_a_defence_something_breaks(defences: Defences, notice: str) -> None:
