@@ -28,6 +28,7 @@ class Comparer:
         json = [column for column in compared if column.pg_type == "bytea"]
         plain = [column for column in compared if column.pg_type != "bytea"]
         self.spec = spec
+        self.table = str(spec.name)  # Not SQLAlchemy's kind of string: no key of a JSON document.
         self.kind = spec.row
         self.select = (
             f"SELECT t.{spec.parent}::text, t.id::text, {', '.join(_selected(each) for each in plain + json)}"
@@ -61,7 +62,7 @@ class Comparer:
 
 def compare(comparer: Comparer, stored: Sequence[asyncpg.Record], folded: Folded) -> Iterator[Difference]:
     """Compare all stored rows of these aggregates. Rows found are taken out of `folded`: what stays is missing."""
-    table, kind = comparer.spec.name, comparer.kind
+    table, kind = comparer.table, comparer.kind
     for record in stored:
         parent, id = record[0], record[1]
         if parent not in folded:

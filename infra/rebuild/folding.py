@@ -46,6 +46,11 @@ class Folder:
         self._rows: FoldRows | None = None
         self._seq = 0
 
+    @property
+    def current(self) -> FoldRows | None:
+        """What the aggregate of the last event is by now; None if it cannot be folded."""
+        return self._rows
+
     def take(self, events: Iterable[Any]) -> None:
         for event in events:
             if event[0] != self._id:

@@ -54,32 +54,34 @@ class LogReader:
     events of their own snapshot.
     """
 
-    def __init__(self, pool: asyncpg.Pool, comparers: Sequence[Comparer], types: str) -> None:
+    def __init__(self, pool: asyncpg.Pool, comparers: Sequence[Comparer], types: str, events_per_chunk: int) -> None:
         self._pool = pool
         self._comparers = comparers
         self._types = types
+        self._events_per_chunk = events_per_chunk
         self._at = (FIRST_ID, 0)
         self._since = FIRST_ID
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        following: asyncio.Task[Chunk] | None = asyncio.create_task(self._load())
+        following: asyncio.Task[Chunk] | None = asyncio.create_task(self.load())
         try:
             while following is not None:
                 chunk = await following
-                following = None if chunk.last else asyncio.create_task(self._load())
+                following = None if chunk.last else asyncio.create_task(self.load())
                 yield chunk
         finally:
             if following is not None:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
-    async def _load(self) -> Chunk:
+    async def load(self) -> Chunk:
+        """The next chunk; none follows the last one."""
         async with (
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            events = await connection.fetch(_NEXT, *self._at, self._types, EVENTS_PER_CHUNK)
-            last = len(events) < EVENTS_PER_CHUNK
+            events = await connection.fetch(_NEXT, *self._at, self._types, self._events_per_chunk)
+            last = len(events) < self._events_per_chunk
             until = END if last else self._whole_before(events[-1][0])
             stored = [(each, await self._stored(connection, each, until)) for each in self._comparers if until]
         if events:

@@ -137,19 +137,19 @@ async def _repair(connection: Any, ids: Sequence[str], writers: Sequence[Writer]
         comparer = writer.comparer
         stored = await connection.fetch(f"{comparer.select} WHERE t.{comparer.spec.parent} = ANY($1::uuid[])", ids)
         found += compare(comparer, stored, folded)
-    found += missing(folded, {writer.comparer.kind: writer.comparer.spec.name for writer in writers})
-    kinds = {writer.comparer.spec.name: writer.comparer.kind for writer in writers}
+    found += missing(folded, {writer.comparer.kind: writer.comparer.table for writer in writers})
+    kinds = {writer.comparer.table: writer.comparer.kind for writer in writers}
     for difference in found:
         if difference.kind == "extra":
             deleted[difference.table].append(difference.id)
         else:
             written[difference.table].append(rows[kinds[difference.table], difference.id])
     for writer in writers:  # All deletions first: a row may have been moved to another's name.
-        name = writer.comparer.spec.name
+        name = writer.comparer.table
         if deleted[name]:
             await writer.delete(connection, deleted[name], ids)
     for writer in writers:
-        name = writer.comparer.spec.name
+        name = writer.comparer.table
         if written[name]:
             await writer.write(connection, written[name], shield_until)
     return Counter(difference.table for difference in found)

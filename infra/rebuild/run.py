@@ -11,7 +11,7 @@ import asyncpg
 from infra.db import TableSpec
 from infra.rebuild.comparison import Comparer, compare, missing
 from infra.rebuild.folding import ONLY, TABLES, Folder, Only
-from infra.rebuild.log import SESSION, Chunk, LogReader
+from infra.rebuild.log import EVENTS_PER_CHUNK, SESSION, Chunk, LogReader
 from infra.rebuild.repair import repair
 from infra.rebuild.report import Difference, Progress, RebuildReport
 from infra.rebuild.target import Target
@@ -29,6 +29,7 @@ async def rebuild(
     check: bool = False,
     target: str = "",
     lease_seconds: float = 8.0,
+    events_per_chunk: int = EVENTS_PER_CHUNK,
     on_progress: OnProgress = lambda progress: None,
 ) -> RebuildReport:
     """Fold the event log and make the projection tables agree with it. `database_url`: postgresql://…
@@ -44,10 +45,10 @@ async def rebuild(
     try:
         if target:
             async with Target(database_url, target, specs) as filled:
-                await _fill(LogReader(pool, [], types), filled, report, on_progress)
+                await _fill(LogReader(pool, [], types, events_per_chunk), filled, report, on_progress)
             return report
         comparers = [Comparer(spec) for spec in specs]
-        differing = await _compare(LogReader(pool, comparers, types), specs, report, on_progress)
+        differing = await _compare(LogReader(pool, comparers, types, events_per_chunk), specs, report, on_progress)
         if differing and not check:
             await repair(pool, comparers, differing, report, lease_seconds)
         return report
@@ -59,7 +60,7 @@ async def _compare(
     reader: LogReader, specs: Sequence[TableSpec], report: RebuildReport, on_progress: OnProgress
 ) -> set[str]:
     """Compare every row with the log. Returns the aggregates that differ."""
-    tables = {spec.row: spec.name for spec in specs}
+    tables = {spec.row: str(spec.name) for spec in specs}
     folder = Folder()
     differing: set[str] = set()
     started = time.perf_counter()
@@ -73,7 +74,7 @@ async def _compare(
         if chunk.until:
             folded = folder.take_whole(chunk.until)
             for comparer, stored in chunk.stored:
-                report.rows[comparer.spec.name] += len(stored)
+                report.rows[comparer.table] += len(stored)
                 for difference in compare(comparer, stored, folded):
                     note(difference)
                 await asyncio.sleep(0)

@@ -66,7 +66,7 @@ class Target:
                 await self._connection.copy_records_to_table(
                     self._specs[kind].name, schema_name=self._schema, records=records
                 )
-        return Counter({self._specs[kind].name: len(records) for kind, records in by_kind.items() if records})
+        return Counter({str(self._specs[kind].name): len(records) for kind, records in by_kind.items() if records})
 
     async def _make(self) -> None:
         if self._schema.startswith("pg_") or self._schema in ("public", "information_schema"):

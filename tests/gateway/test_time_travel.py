@@ -125,11 +125,12 @@ async def test_node_runs_are_shown_as_they_were(http: httpx.AsyncClient) -> None
     statuses = {item["node_id"]: item["status"] for item in before["items"]}
     completed = (await http.get(f"{path}&at_seq={seq}&status=completed")).json()["items"]
     assert [item["node_id"] for item in completed] == [id for id, status in statuses.items() if status == "completed"]
-    paged, cursor = [], ""
-    while cursor is not None:
-        page = (await http.get(f"{path}&at_seq={seen[-1][0]}&limit=1{cursor and f'&cursor={cursor}'}")).json()
+    paged: list[Any] = []
+    more = ""
+    while not paged or more:
+        page = (await http.get(f"{path}&at_seq={seen[-1][0]}&limit=1{more}")).json()
         paged += page["items"]
-        cursor = page["next_cursor"]
+        more = f"&cursor={page['next_cursor']}" if page["next_cursor"] else ""
     assert paged == seen[-1][1]["items"]
 
 

@@ -1,0 +1,1 @@
+"""Folding the log anew: in memory, and against real tables."""
