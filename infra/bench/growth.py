@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from infra.bench.bench import Bench
 from infra.bench.load import Load
 from infra.bench.measure import throughput
 from infra.bench.memory import peak, resident_mebibytes
 from infra.bench.platform import Chain, Platform
 from infra.bench.role import NOOP
-from infra.bench.stored_rows import store
+from infra.bench.stored_rows import COPIED_RUNS_MAX, store
 from infra.bench.workloads import NODES
+
+STEADY_FACTOR = 5
 
 
 async def length(bench: Bench) -> None:
@@ -33,40 +38,49 @@ async def length(bench: Bench) -> None:
 async def stored(bench: Bench) -> None:
     """chain-10 on an almost empty database and on one with very many finished runs in it, in turns.
 
-    No checkpoint right before a measurement: each page that is then touched for the first time goes to the log
-    whole, which would charge the first seconds after a checkpoint to every step.
+    Each page that is touched for the first time after a checkpoint goes to the log whole. A large database has
+    more pages to touch, so right after a checkpoint a step costs more there: that is measured once, by itself, and
+    a load follows that touches most of them before the turns begin.
     """
     options = bench.options
-    sizes = (0, options.stored_node_runs)
+    names = [f"{rows:,} node runs stored".replace(",", " ") for rows in (0, options.stored_node_runs)]
     async with bench.fresh("stored_none") as empty, bench.fresh("stored_much") as full:
-        await _one_after(bench, full, 0, note=False)
+        async with _chain(bench, full) as system:
+            copied = min(COPIED_RUNS_MAX, options.runs)
+            await system.load(Load(copied, copied, options.seconds))
         await store(full, options.stored_node_runs)
-        await bench.settle()
-        await _one_after(bench, full, options.stored_node_runs, note=False)
+        bench.repeat = 0
+        async with _chain(bench, full) as system:
+            await system.load(_most(bench, bench.warm_up_seconds()))
+            await bench.settle()
+            await _measured(bench, system, full, f"{names[1]}, right after a checkpoint")
+            for _ in range(STEADY_FACTOR):
+                await system.load(_most(bench, options.seconds))
         for _ in bench.repeats():
-            for platform, rows in zip((empty, full), sizes, strict=True):
-                await _one_after(bench, platform, rows)
+            for name, platform in zip(names, (empty, full), strict=True):
+                async with _chain(bench, platform) as system:
+                    await system.load(_most(bench, max(options.seconds, bench.warm_up_seconds())))
+                    await _measured(bench, system, platform, name)
     if bench.profiler is not None:
-        for line in bench.profiler.growth(*(f"stored, {_stored_name(rows)}" for rows in sizes)):
+        for line in bench.profiler.growth(*(f"stored, {name}" for name in names)):
             bench.say(line)
 
 
-async def _one_after(bench: Bench, platform: Platform, rows: int, *, note: bool = True) -> None:
-    """Measure chain-10 on a fresh worker; without `note` just put that load on."""
-    options, name = bench.options, _stored_name(rows)
-    in_flight = max(options.in_flight)
+async def _measured(bench: Bench, system: Chain, platform: Platform, name: str) -> None:
+    measured, spent = await bench.measure(f"stored, {name}", system, _most(bench, bench.options.seconds), platform)
+    bench.note("stored", name, throughput(measured, spent, NODES))
+
+
+@contextlib.asynccontextmanager
+async def _chain(bench: Bench, platform: Platform) -> AsyncIterator[Chain]:
+    """chain-10 on a fresh worker."""
     async with platform.running():
-        version = await platform.create_workflow(NODES, NOOP)
-        system = Chain(platform, version, NODES)
-        load = Load(in_flight, options.runs, options.seconds)
-        await system.load(Load(in_flight, options.runs, max(options.seconds, bench.warm_up_seconds())))
-        if note:
-            measured, spent = await bench.measure(f"stored, {name}", system, load, platform)
-            bench.note("stored", name, throughput(measured, spent, NODES))
+        yield Chain(platform, await platform.create_workflow(NODES, NOOP), NODES)
 
 
-def _stored_name(rows: int) -> str:
-    return f"{rows:,} node runs stored".replace(",", " ")
+def _most(bench: Bench, seconds: float) -> Load:
+    """The load with the most runs in flight, for so long."""
+    return Load(max(bench.options.in_flight), bench.options.runs, seconds)
 
 
 async def memory(bench: Bench) -> None:

@@ -42,7 +42,11 @@ LOADS = {
     "http": {"one client", "2 clients"},
     "reads": {"2 clients"},
     "length": {"10 nodes a run", "20 nodes a run"},
-    "stored": {"0 node runs stored", "500 node runs stored"},
+    "stored": {
+        "0 node runs stored",
+        "500 node runs stored",
+        "500 node runs stored, right after a checkpoint",
+    },
     "rebuild": {"compared with the tables", "into other tables"},
     "backlog": {"20 runs queued"},
     "noisy": {"quiet tenant alone", "beside 4 runs of another"},
