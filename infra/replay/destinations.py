@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from bus.replay import TopicMissing
 from infra.replay.cloud_events import cloud_event, line
@@ -94,6 +95,7 @@ class TopicDestination:
             raise ReplayRefused(f"{topic} is a topic of the platform: replaying into it would act again")
         if topic == source:
             raise ReplayRefused(f"{topic} is the topic that is read")
+        self._bootstrap = bootstrap
         self._topic = topic
         self._producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap, enable_idempotence=True, acks="all", linger_ms=2,
@@ -101,14 +103,14 @@ class TopicDestination:
         )  # fmt: skip
 
     async def start(self, *, resumed: bool) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        await admin.start()
+        try:
+            if self._topic not in await admin.list_topics():  # Asking for its partitions might make it.
+                raise TopicMissing(f"there is no topic {self._topic}")
+        finally:
+            await admin.close()
         await self._producer.start()
-        if not await self._producer.client.force_metadata_update() or not self._known():
-            await self._producer.client.add_topic(self._topic)
-        if not self._known():
-            raise TopicMissing(f"there is no topic {self._topic}")
-
-    def _known(self) -> bool:
-        return bool(self._producer.client.cluster.partitions_for_topic(self._topic))
 
     async def take(self, records: Sequence[Any]) -> int:
         sent = [

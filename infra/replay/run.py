@@ -32,7 +32,8 @@ class ReplayReport:
     offsets: dict[int, int] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        return {"read": self.read, "taken": self.taken, "resumed": self.resumed, "offsets": self.offsets}
+        offsets = {str(partition): offset for partition, offset in sorted(self.offsets.items())}
+        return {"read": self.read, "taken": self.taken, "resumed": self.resumed, "offsets": offsets}
 
 
 async def replay(
@@ -68,6 +69,7 @@ async def replay(
         max_partition_fetch_bytes=BROKER_MESSAGE_BYTES_MAX,
     )
     await consumer.start()
+    await asyncio.sleep(0)  # The client cannot be stopped before a task of its own has begun.
     try:
         wanted = await extents(consumer, prefix + topic, there, since or From(), until or Until())
         report = ReplayReport()
@@ -75,7 +77,7 @@ async def replay(
             wanted = await _resumed(consumer, there, wanted, report)
         await destination.start(resumed=report.resumed)
         try:
-            reading = _Reading(consumer, destination, selection or Selection(), group, _Pace(rate), report, on_batch)
+            reading = _Reading(consumer, destination, selection or Selection(), group, Pace(rate), report, on_batch)
             await reading.run(wanted, follow)
         finally:
             await destination.stop()
@@ -105,7 +107,7 @@ async def _resumed(
     return found
 
 
-class _Pace:
+class Pace:
     """At most so many records a second."""
 
     def __init__(self, rate: float) -> None:
@@ -130,7 +132,7 @@ class _Reading:
         destination: Destination,
         selection: Selection,
         group: str,
-        pace: _Pace,
+        pace: Pace,
         report: ReplayReport,
         on_batch: Callable[[ReplayReport], None],
     ) -> None:

@@ -1,0 +1,1 @@
+"""Reading topics and the log again, for files, topics and functions."""
