@@ -20,7 +20,7 @@ from infra.embedded import EmbeddedStack
 from infra.settings import Settings
 
 Say = Callable[[str], None]
-COLD_FACTOR = 4
+COLD_FACTOR = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from infra.bench import backlog, gateway_loads, growth, machine, rebuilding, take_over, workloads
 from infra.bench.bench import Bench, Options, Report, Say
 from infra.bench.catalogue import PEERS
-from infra.bench.peers import find_program
+from infra.bench.peers import Peer, find_program
 from infra.bench.platform import BenchFailed, started
 from infra.bench.profiler import Profiler, Statements
 from infra.embedded import EmbeddedStack
+from infra.embedded.processes import run_tool
 from infra.settings import Settings
 
 BY_NAME: Mapping[str, Callable[[Bench], Awaitable[None]]] = {
@@ -65,7 +66,16 @@ def installed(names: Sequence[str]) -> Mapping[str, str]:
         lacking = missing(name)
         if lacking is not None:
             raise BenchFailed(lacking)
-    return {name: version(PEERS[name].package) for name in names}
+    return {name: _version(PEERS[name]) for name in names}
+
+
+def _version(peer: Peer) -> str:
+    """Of the package, and of the server that it talks to."""
+    program = None if peer.program is None else find_program(peer.program)
+    if program is None:
+        return version(peer.package)
+    said = run_tool([program, "--version"], what=f"{peer.program} --version").strip().splitlines()[0]
+    return f"{version(peer.package)} with {said.removeprefix(f'{peer.program} ')}"
 
 
 def missing(name: str) -> str | None:
