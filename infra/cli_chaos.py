@@ -106,6 +106,16 @@ def kill(
     _conclude(report.document(), report.problems)
 
 
+@app.command()
+def topics(seed: Seed = 1, data: Keep = None) -> None:
+    """Lose the group's offsets, topic `events` and topic `commands` while steps wait; everything ends well."""
+    from infra.chaos.topics import topics_test
+
+    with _stack(data) as settings:
+        report = asyncio.run(topics_test(settings, seed=seed, say=_say))
+    _conclude(report.document(), report.problems)
+
+
 def _names(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:

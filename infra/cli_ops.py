@@ -154,17 +154,19 @@ def dlq_retry(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> Non
     """Send dead letters to their lanes again under their own ids."""
     from bus import dead_letters
     from bus.producer import Producer
+    from infra.topics import as_recorded
 
     settings = _settings(data)
 
     async def again(connection: Any) -> list[Any]:
+        partitions = (await as_recorded(settings)).commands_partitions
         producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
         try:
             await producer.start()
             found = []
             for id in ids:
                 async with connection.transaction():
-                    letter = await dead_letters.retry(connection, producer, _uuid(id), settings.commands_partitions)
+                    letter = await dead_letters.retry(connection, producer, _uuid(id), partitions)
                     await _audit(connection, letter, "retry")
                 found.append(letter)
             return found
@@ -220,6 +222,14 @@ def lanes_adopt(
     settings = _settings(data)
     standing = _operate(lambda: lane_operations.adopt(settings, lane_operations.lane_id(lane), at, force=force))
     _print_lanes([standing], as_json)
+
+
+@lanes.command("resend")
+def lanes_resend(data: Data = None) -> None:
+    """Send all events of the log again, as when topic `events` was lost; let no worker run meanwhile."""
+    from infra import lane_operations
+
+    print(f"{_run(lane_operations.resend(_settings(data)))} events go out again when workers claim their lanes")
 
 
 @lanes.command("skip")

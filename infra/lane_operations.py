@@ -26,6 +26,7 @@ _ALL = "SELECT id, topic, partition, owner, epoch, next_offset, position, sent, 
 _LOCKED = f"{_ALL.replace('ORDER BY id', '')} WHERE id = $1 FOR UPDATE"
 _ADOPT = "UPDATE lane SET next_offset = $2, epoch = epoch + 1, stopped = '' WHERE id = $1"
 _RESTART = "UPDATE lane SET epoch = epoch + 1, stopped = '' WHERE id = $1"
+_RESEND = "UPDATE lane SET sent = 0, epoch = epoch + 1"
 
 
 class LaneRefused(Exception):
@@ -116,6 +117,21 @@ async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Sta
     finally:
         await pool.close()
     return (await _now(settings, [id]))[0], letter
+
+
+async def resend(settings: Settings) -> int:
+    """Let every lane send its events again from the log's begin, as when topic `events` was lost; says how many.
+
+    Workers send them when they claim their lanes, so let none run meanwhile: what they send on their own would
+    overtake.
+    """
+    pool = await _pool(settings)
+    try:
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(_RESEND)
+            return int(await connection.fetchval("SELECT count(*) FROM event"))
+    finally:
+        await pool.close()
 
 
 def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Plan:

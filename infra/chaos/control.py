@@ -17,6 +17,7 @@ from infra.chaos.faults import NobodyThere, Victim, is_stopped
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_REPLY, BEFORE_SEND, BEFORE_WRITE
 from infra.chaos.scene import Conclusion, Scene, scene
+from infra.embedded.processes import is_alive
 from infra.settings import Settings
 from infra.stack import Say
 from schemas.envelope import Envelope
@@ -216,7 +217,7 @@ ARMS: Mapping[str, Arm] = {
 
 async def _die_at(stage: Scene, victim: Victim, place: str) -> None:
     stage.faults.kill_at(victim, place)
-    await _until(lambda: not stage.faults.asked_at(victim, place), f"{victim.name} comes to {place}")
+    await _until(lambda: not is_alive(victim.identity), f"{victim.name} comes to {place}")
 
 
 async def _there(stage: Scene, role: str, index: int = 0) -> Victim:

@@ -102,7 +102,7 @@ class Load:
         while True:
             self.in_flight += 1
             try:
-                run_id = await (self._by_http(client, it) if it.via == "http" else self._by_kafka(it))
+                run_id = await (self._by_http(client, it) if it.via == "http" else self.by_kafka(it))
             finally:
                 self.in_flight -= 1
             if run_id is not None:
@@ -135,7 +135,7 @@ class Load:
             self.wrong.append(f"{it.key}: {answer.status_code} without Retry-After")
         return None
 
-    async def _by_kafka(self, it: Job) -> str | None:
+    async def by_kafka(self, it: Job) -> str | None:
         command = CreateRun(workflow_version_id=self.versions[it.tenant_id, it.workflow], inputs=it.inputs)
         name = natural_id(it.tenant_id, "command")
         if it.via == INGRESS:
@@ -184,7 +184,13 @@ class Load:
         key = hashlib.sha256(f"{tenant} {path} {body}".encode()).hexdigest()
         give_up = time.monotonic() + GIVE_UP_SECONDS
         while True:
-            answer = await client.post(path, json=body, headers={"x-tenant-id": tenant, "idempotency-key": key})
+            try:
+                answer = await client.post(path, json=body, headers={"x-tenant-id": tenant, "idempotency-key": key})
+            except httpx.TransportError as error:
+                if time.monotonic() > give_up:
+                    raise NotTaken(f"POST {path}: {error}") from error
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             if answer.status_code == 201:
                 made: dict[str, str] = answer.json()
                 return made

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from bus.producer import BusUnavailable
 from infra.chaos import matrix, poison, repeats
+from infra.chaos.crashes import CrashReport, crash_test
 from infra.chaos.faults import NobodyThere, Victim
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_COMMIT, BEFORE_REPLY, BEFORE_SEND, BEFORE_WRITE, WORKER_PLACES
@@ -35,6 +36,8 @@ STOPPED_SECONDS = (1.0, 12.0)
 HALF_OPEN_SECONDS = (1.0, 8.0)
 SLOW_SECONDS = (0.2, 2.0)
 REPEATED_MAX = 300
+CRASHES_SHARE = 1 / 6
+"""Crashes in process after a run, for each of its seconds."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class MixReport:
     problems: list[str] = field(default_factory=list)
     """What was seen while faults struck."""
     conclusion: Conclusion = field(default_factory=Conclusion)
+    crashes: CrashReport | None = None
 
     def document(self) -> dict[str, Any]:
         return {
@@ -55,6 +59,7 @@ class MixReport:
             "faults": dict(self.faults),
             "missed": dict(self.missed),
             "matrix": matrix.document(self.counts),
+            "crashes in process": self.crashes.document() if self.crashes else None,
             **self.conclusion.document(),
         }
 
@@ -72,7 +77,9 @@ async def mix_test(settings: Settings, *, seconds: float, runs_per_second: float
         await load
         report.counts["run offered"] += stage.load.started
         report.conclusion = await stage.conclude()
-        report.conclusion.problems += report.problems
+        report.crashes = await crash_test(stage.settings, crashes=int(seconds * CRASHES_SHARE), seed=seed, say=say)
+        report.counts["crash point, in process"] += report.crashes.counts.total()
+        report.conclusion.problems += report.problems + report.crashes.problems
     return report
 
 
