@@ -92,7 +92,7 @@ class Defences:
 
 
 class Kernel:
-    """Owns lanes and handles their records. One `handle` runs at a time.
+    """Owns lanes and handles their records. Calls of `handle` may overlap if they share no lane; nothing else may.
 
     `claimable` maps a row type to the test whether such a row is a step to be claimed now.
     """
@@ -137,8 +137,6 @@ class Kernel:
         self._immutable = immutable_facts
         self._facts: dict[Key, Any] = {}
         self._rows_per: dict[str, float] = {}
-        self._started: list[tuple[Any, Lane]] = []
-        self._hints: list[Out] = []
 
     # --- lanes -----------------------------------------------------------------------------------------------
 
@@ -310,13 +308,11 @@ class Kernel:
         plan.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
         plan.lanes = {id: self.lanes[id] for id in {record.lane for record in batch} if id in self.lanes}
-        self._started = []
         return plan
 
     def _undo(self, plan: Plan) -> None:
-        for row, _ in self._started:
+        for row, _ in plan.started:
             cast(Steps, self._steps).give_back(row)
-        self._started = []
         for lane_id, aggregate_id in plan.touched:
             plan.lanes[lane_id].forget(aggregate_id)
 
@@ -372,7 +368,7 @@ class Kernel:
             if lane is None or not lane.usable:
                 continue
             if record.offset >= 0 and lane.handed and lane.was_handed(record.headers):
-                plan.advance(lane, record.offset)
+                plan.skip(lane, record.offset)
                 continue
             if record.decoded is not None:
                 lane.handed[record.decoded[0].id] = None
@@ -624,8 +620,6 @@ class Kernel:
     # --- writing and sending ---------------------------------------------------------------------------------
 
     def _finish(self, plan: Plan) -> None:
-        self._started = []
-        self._hints = []
         at = self._clock.now()
         for (kind, _), row in plan.rows:
             test = self._claimable.get(kind)
@@ -635,11 +629,11 @@ class Kernel:
             leased = self._steps.lease(row, at) if self._steps else None
             if leased is not None:
                 plan.replace(lane, getattr(row, self._specs[kind].parent), leased)
-                self._started.append((leased, lane))
+                plan.started.append((leased, lane))
             elif self._hint is not None:
                 hint = self._hint(row)
                 if hint is not None:
-                    self._hints.append(hint)
+                    plan.hints.append(hint)
         plan.finish()
 
     def _committed(self, plan: Plan) -> None:
@@ -656,11 +650,11 @@ class Kernel:
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)
-        if plan.replies or self._hints:
-            best_effort = self.log.enqueue([*plan.replies, *self._hints])
+        if plan.replies or plan.hints:
+            best_effort = self.log.enqueue([*plan.replies, *plan.hints])
             best_effort.add_done_callback(_retrieved)
         if self._steps:
-            for row, lane in self._started:
+            for row, lane in plan.started:
                 self._steps.start(row, lane)
         for lane, aggregate_id in plan.finished:
             lane.forget(aggregate_id)
@@ -690,13 +684,14 @@ class Kernel:
             self._committed(plan)
 
     async def trim(self) -> None:
-        """Store how far idle lanes have been sent: their next transaction may be long in coming. Raises Unavailable.
+        """Store how far idle lanes are: their next transaction may be long in coming. Raises Unavailable.
 
         A lane is idle if it made nothing since the former call.
         """
         idle = []
         for lane in self.lanes.values():
-            if lane.usable and lane.settle() and lane.sent > lane.trimmed and lane.position == lane.position_swept:
+            behind = lane.sent > lane.trimmed or lane.dealt > lane.next_offset
+            if lane.usable and lane.settle() and behind and lane.position == lane.position_swept:
                 idle.append(lane)
             lane.position_swept = lane.position
         if not idle:
@@ -711,6 +706,7 @@ class Kernel:
         else:
             for lane, advance in zip(idle, advances, strict=True):
                 lane.trimmed = advance.sent
+                lane.next_offset = advance.next
 
     async def settle(self) -> None:
         """Wait for what is being sent, and drain the lanes whose sends failed. Raises SendFailed if that fails too."""
@@ -725,7 +721,7 @@ class Kernel:
 
 
 def _standing(lane: Lane) -> Advance:
-    return Advance(lane.id, lane.epoch, lane.next_offset, lane.next_offset, lane.position, lane.sent)
+    return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent)
 
 
 def _type_of(record: Incoming) -> str:

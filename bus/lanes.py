@@ -26,14 +26,16 @@ class LaneStopped(Exception):
 class Lane:
     """Owned from a claim until the epoch is lost. Never used again afterwards.
 
-    `next_offset`: as committed. `polled`: the next offset to take in. `position`: of the last record made
-    (in memory; `committed_position` as committed). `sent`: all records up to it are acknowledged.
+    `next_offset`: as committed. `dealt`: the same in memory, beyond copies that need no transaction of their own.
+    `polled`: the next offset to take in. `position`: of the last record made. `sent`: all records up to it are
+    acknowledged.
     """
 
     def __init__(self, claimed: Claimed, aggregates_max: int) -> None:
         self.id = claimed.lane
         self.epoch = claimed.epoch
         self.next_offset = claimed.next_offset
+        self.dealt = claimed.next_offset
         self.polled = claimed.next_offset
         self.position = claimed.position
         self.sent = claimed.sent

@@ -127,6 +127,8 @@ class Plan:
         self.sends: list[Out] = []
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
+        self.started: list[tuple[Any, Lane]] = []
+        self.hints: list[Out] = []
 
     @property
     def rows_made(self) -> int:
@@ -135,7 +137,7 @@ class Plan:
     def lane(self, lane: Lane) -> _Made:
         made = self.made.get(lane.id)
         if made is None:
-            made = self.made[lane.id] = _Made(lane, lane.next_offset)
+            made = self.made[lane.id] = _Made(lane, lane.dealt)
         return made
 
     def advance(self, lane: Lane, offset: int) -> None:
@@ -143,6 +145,13 @@ class Plan:
         made = self.lane(lane)
         if offset >= made.next_offset:
             made.next_offset = offset + 1
+
+    def skip(self, lane: Lane, offset: int) -> None:
+        """The record at `offset` came true already. Alone it is worth no transaction: the next one tells."""
+        if lane.id in self.made:
+            self.advance(lane, offset)
+        elif offset >= lane.dealt:
+            lane.dealt = offset + 1
 
     def decide(self, accepted: Accepted, domain: Domain, meta: Meta, view: View) -> None:
         """Fold one command. Raises Missing or Rejected, or whatever a defect raises, with nothing collected."""
@@ -344,6 +353,6 @@ class Plan:
 
     def committed(self) -> None:
         for made, advance in zip((self.made[id] for id in sorted(self.made)), self.writes.advances, strict=True):
-            made.lane.next_offset = advance.next
+            made.lane.next_offset = made.lane.dealt = advance.next
             made.lane.position = advance.position
             made.lane.trimmed = advance.sent

@@ -167,8 +167,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._broker.stop()
 
     def hand_over(self, records: Iterable[Incoming]) -> None:
-        """Results of steps that this process executed: handled as if they had come back from Kafka."""
-        self._intake.extend(records)
+        """Results of steps that this process executed: handled as if they had come back from Kafka.
+
+        Before what was fetched: what has begun comes to its end before more begins.
+        """
+        self._intake.extendleft(records)
         self._wake.set()
 
     @property
@@ -303,6 +306,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             else:
                 consumer.resume(place)
                 consumer.seek(place, lane.next_offset)
+        self._forget({lane.id for lane in lanes})
 
     def _seek_back(self) -> None:
         """Fetch again what a lane missed: its records were taken in while it was not ours."""
@@ -310,8 +314,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             if lane.gap:
                 lane.gap = False
                 lane.gaps += 1
+                self._forget({lane.id})
                 with contextlib.suppress(IllegalStateError):
                     self._consumer.seek(self._place(lane.id), lane.polled)
+
+    def _forget(self, lanes: set[int]) -> None:
+        """What was fetched of these lanes comes again: else one gap would look like several."""
+        self._intake = deque(record for record in self._intake if record.offset < 0 or record.lane not in lanes)
 
     async def _still_member(self, lanes: Sequence[int]) -> bool:
         """A commit that the group accepts proves that it still counts us as the owner."""
