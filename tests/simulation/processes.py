@@ -232,6 +232,7 @@ class Worker(Process):
                 if records:
                     await self.kernel.handle(records)
                 else:
+                    await self.kernel.trim()
                     await self._idle()
             except Unavailable as error:
                 self.world.note(f"{self.name}: {error}")
