@@ -11,6 +11,10 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 ARGS ?=
+# Of make chaos; CONTROL= leaves the control arms out.
+MINUTES ?= 10
+SEEDS ?= 1,2,3
+CONTROL ?= all
 # No address of a registry in any file; wheels only, so that nobody needs a compiler.
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-build --no-header
 
@@ -76,8 +80,9 @@ readme: $(READY) ## Write the tables of README.md anew from the code
 bench: $(BENCH_READY) ## Compare with other durable engines on this machine
 	@$(BIN)/ap bench $(ARGS)
 
-chaos: $(READY) ## Kill things for a while and verify every invariant
-	@$(BIN)/ap chaos $(ARGS)
+chaos: $(READY) ## Inject faults for MINUTES with each of SEEDS, then turn off each defence of CONTROL; verify all
+	@$(BIN)/ap chaos --minutes $(MINUTES) --seeds $(SEEDS) $(ARGS)
+	@test -z "$(CONTROL)" || $(BIN)/ap chaos --control "$(CONTROL)"
 
 format: $(READY) ## Format and mend what can be mended
 	@$(BIN)/ruff check --fix .

@@ -107,6 +107,20 @@ def kill(
 
 
 @app.command()
+def rolling(
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is restarted")] = 2,
+    seed: Seed = 1,
+    data: Keep = None,
+) -> None:
+    """Restart two gateways, two workers and an executor by SIGTERM under load; no request fails, no step repeats."""
+    from infra.chaos.rolling import rolling_test
+
+    with _stack(data) as settings:
+        report = asyncio.run(rolling_test(settings, seed=seed, rounds=rounds, say=_say))
+    _conclude(report.document(), report.problems)
+
+
+@app.command()
 def topics(seed: Seed = 1, data: Keep = None) -> None:
     """Lose the group's offsets, topic `events` and topic `commands` while steps wait; everything ends well."""
     from infra.chaos.topics import topics_test

@@ -132,11 +132,12 @@ class Supervisor:
         """The port of an embedded server; 0 before it has one."""
         return self._stack.postgres.port if server == "postgres" else self._stack.kafka.port
 
-    async def add(self, role: RoleName) -> str:
-        """Start one more process of a role and keep it running; says its name."""
+    async def add(self, role: RoleName, changes: Mapping[str, str] | None = None) -> str:
+        """Start one more process of a role and keep it running; says its name. `changes`: to its environment."""
         taken = {process.index for process in self._roles if process.role == role}
         index = next(index for index in range(len(taken) + 1) if index not in taken)
         process = self._role(role, index)
+        process.environment = {**process.environment, **(changes or {})}
         self._roles.append(process)
         await process.start()
         self._keepers[process.name] = asyncio.create_task(self._keep_running(process))
@@ -179,7 +180,9 @@ class Supervisor:
             if not wish.request or wish.request == self._wish.request:
                 continue
             self._wish = wish
-            done = await self.scale({role: wish.counts[role] for role in SCALABLE if role in wish.counts}, wish.request)
+            counts: dict[RoleName, int] = {role: wish.counts[role] for role in SCALABLE if role in wish.counts}
+            counts["gateway"] = 1
+            done = await self.scale(dict.fromkeys(counts, 0) if wish.paused else counts, wish.request)
             changes = [f"started {name}" for name in done.started]
             changes += [f"stopped {name} ({_how(code)})" for name, code in done.stopped.items()]
             self._say(f"Scaled: {', '.join(changes) or 'nothing to do'}")
@@ -222,6 +225,7 @@ class Supervisor:
         self._settings = self._settings.model_copy(update=self._addresses())
         await main.migrate(self._settings)
         await main.create_topics(self._settings)
+        self._settings = await main.topics.as_recorded(self._settings)
         folder = self._stack.folder
         folder.remember_ports(folder.remembered_ports() | {"gateway": self._settings.gateway_port})
         folder.record(

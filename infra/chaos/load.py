@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import httpx
 from aiokafka import AIOKafkaProducer
@@ -58,6 +59,8 @@ class Load:
     in_flight: int = 0
     versions: dict[tuple[str, str], str] = field(default_factory=dict)
     started: int = 0
+    other_gateways: list[str] = field(default_factory=list)
+    """Asked when the first one takes no connections."""
 
     @property
     def served(self) -> int:
@@ -117,10 +120,8 @@ class Load:
     async def _by_http(self, client: httpx.AsyncClient, it: Job) -> str | None:
         body = {"workflow_version_id": self.versions[it.tenant_id, it.workflow], "inputs": it.inputs}
         headers = {"x-tenant-id": it.tenant_id} | ({"idempotency-key": it.key} if self.keys else {})
-        try:
-            answer = await client.post("/gateway/runtime/runs", json=body, headers=headers)
-        except httpx.TransportError as error:
-            self.answers[type(error).__name__] += 1
+        answer = await self._answer(client, body, headers)
+        if answer is None:
             return None
         self.answers[str(answer.status_code)] += 1
         if answer.status_code in (201, 202):
@@ -133,6 +134,18 @@ class Load:
             self.wrong.append(f"{it.key}: {answer.status_code} {answer.text[:300]}")
         elif "retry-after" not in answer.headers:
             self.wrong.append(f"{it.key}: {answer.status_code} without Retry-After")
+        return None
+
+    async def _answer(self, client: httpx.AsyncClient, body: JsonObject, headers: Any) -> httpx.Response | None:
+        """Of the first gateway that takes a connection."""
+        for gateway in (self.gateway_url, *self.other_gateways):
+            try:
+                return await client.post(f"{gateway}/gateway/runtime/runs", json=body, headers=headers)
+            except httpx.ConnectError:
+                self.answers["ConnectError"] += 1
+            except httpx.TransportError as error:
+                self.answers[type(error).__name__] += 1
+                return None
         return None
 
     async def by_kafka(self, it: Job) -> str | None:
