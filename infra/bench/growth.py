@@ -105,11 +105,11 @@ async def memory(bench: Bench) -> None:
 
 
 async def workers(bench: Bench) -> None:
-    """The same load on one worker process and on two."""
+    """The same load on one worker process and on two, and half of it on one: smaller batches cost more a step."""
     options = bench.options
-    in_flight = 2 * max(options.in_flight)
+    most = max(options.in_flight)
     for _ in bench.repeats():
-        for count in (1, 2):
+        for count, in_flight in ((1, 2 * most), (2, 2 * most), (1, most)):
             await bench.settle()
             async with bench.platform.running(count):
                 version = await bench.platform.create_workflow(NODES, NOOP)

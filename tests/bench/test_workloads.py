@@ -51,7 +51,7 @@ LOADS = {
     "backlog": {"20 runs queued"},
     "noisy": {"quiet tenant alone", "beside 4 runs of another"},
     "memory": {"4 in flight"},
-    "workers": {"1 worker, 8 in flight", "2 workers, 8 in flight"},
+    "workers": {"1 worker, 8 in flight", "2 workers, 8 in flight", "1 worker, 4 in flight"},
     "take-over": {
         "start, none before",
         "kill -9 of the only one, a new one at once",
