@@ -1,18 +1,24 @@
 """Commands that change how much runs: processes of a role, partitions of a topic."""
 
+import asyncio
 import signal
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from infra.embedded.failures import StackError
 from infra.embedded.state import Scaled, State, Wish, read_state, read_wish, write_wish
-from infra.settings import Settings, SettingsError, load_settings
+from infra.settings import Settings, SettingsError, load_settings, setting_name
 
+topics = typer.Typer(help="Topics: list, grow.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
 
 SCALABLE = ("worker", "executor")
@@ -25,6 +31,7 @@ IN_ORDER = (0, -signal.SIGTERM)
 def register(app: typer.Typer) -> None:
     """Add these commands to `ap`."""
     app.command()(scale)
+    app.add_typer(topics, name="topics")
 
 
 def scale(
@@ -65,10 +72,12 @@ def parse_counts(words: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def ask_to_scale(data: Path, counts: Mapping[str, int], seconds: float = ANSWER_SECONDS_MAX) -> Scaled:
+def ask_to_scale(
+    data: Path, counts: Mapping[str, int], *, paused: bool = False, seconds: float = ANSWER_SECONDS_MAX
+) -> Scaled:
     """Tell the owner of a data folder what is wanted, and wait until it is so. Raises StackError."""
     owner = _owner(data)
-    wish = Wish({**read_wish(data).counts, **counts}, str(uuid.uuid4()))
+    wish = Wish({**read_wish(data).counts, **counts}, str(uuid.uuid4()), paused)
     write_wish(data, wish)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -83,6 +92,70 @@ def ask_to_scale(data: Path, counts: Mapping[str, int], seconds: float = ANSWER_
     raise StackError(
         f"`ap up` (process {owner.owner.pid}) has not done it within {seconds:g} s", "see what it says, and `ap status`"
     )
+
+
+@topics.command("list")
+def topics_list(data: Data = None, as_json: AsJson = False) -> None:
+    """Show every topic with its partitions, as the broker has them and as Postgres has recorded them."""
+    from infra.topic_growth import listed
+
+    found = asyncio.run(listed(_attached(data)))
+    if as_json:
+        print(orjson.dumps([asdict(each) for each in found], option=orjson.OPT_INDENT_2).decode())
+        return
+    for each in found:
+        recorded = "" if each.recorded in (None, each.partitions) else f", {each.recorded} recorded: being grown"
+        print(f"{each.topic:<16} {each.partitions:>5} partitions{recorded}, kept {_days(each.retention_seconds)}")
+
+
+@topics.command("grow")
+def topics_grow(
+    topic: Annotated[str, typer.Argument(help="commands or ingress")],
+    partitions: Annotated[int, typer.Argument(help="How many it shall have")],
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Stop what `ap up` runs for the moment, and start it again")
+    ] = False,
+    data: Data = None,
+) -> None:
+    """Give a topic more partitions: `commands` while no worker, executor or gateway runs, `ingress` at any time."""
+    from infra.topic_growth import GrowthRefused, grow
+
+    settings = _attached(data)
+    pausing = restart and topic == "commands"
+    if pausing:
+        ask_to_scale(settings.data_dir, {}, paused=True)
+    try:
+        done = asyncio.run(grow(settings, topic, partitions))
+    except GrowthRefused as refused:
+        if pausing:
+            ask_to_scale(settings.data_dir, {})
+        raise StackError(str(refused)) from None
+    except BaseException:  # Nobody may start between the old number and the new one: see infra.topics.check.
+        if pausing:
+            print("Interrupted: what was stopped stays stopped until `ap topics grow --restart` has finished it.")
+        raise
+    if pausing:
+        ask_to_scale(settings.data_dir, {})
+    if topic in ("commands", "ingress") and f"{topic}_partitions" in settings.model_fields_set:
+        print(f"Note: {setting_name(f'{topic}_partitions')} is set: set it to {done.after}, or leave it out.")
+    print(f"Topic {done.topic} has {done.after} partitions, {done.before} before.")
+    if done.topic == "commands":
+        print(
+            f"Moved {done.moved} records not handled yet, {done.timers} timers, {done.aggregates} aggregates;"
+            f" sent {done.sent} records that waited."
+        )
+    else:
+        print("Workers find the new partitions within five minutes, or when they are started again.")
+
+
+def _attached(data: Path | None) -> Settings:
+    from infra.cli import attach
+
+    return attach(load_settings(data_dir=data))
+
+
+def _days(seconds: int) -> str:
+    return f"{seconds // 86_400} days" if seconds >= 86_400 else f"{seconds // 60} minutes"
 
 
 def _owner(data: Path) -> State:

@@ -18,27 +18,20 @@ MIGRATION_LOCK = 7_304_201
 """Key of the advisory lock under which migrations run."""
 
 
+_LANES = sa.text("""INSERT INTO lane (id, topic, partition) SELECT :base + p, :topic, p
+FROM generate_series(0, :last) AS p WHERE NOT EXISTS (SELECT FROM lane WHERE topic = :topic)""")
+"""Once: further ones come by `ap topics grow`, which knows what must move with them."""
+
+
 async def migrate(url: str, commands: int, ingress: int) -> None:
-    """Bring the schema to the newest revision and make the lanes. `url`: postgresql+asyncpg://…"""
+    """Bring the schema to the newest revision, and make the lanes if there are none. `url`: postgresql+asyncpg://…"""
     engine = create_async_engine(url)
     try:
         async with engine.begin() as connection:
             await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             await connection.run_sync(_upgrade)
-            await connection.execute(
-                sa.text(
-                    "INSERT INTO lane (id, topic, partition) SELECT p, :topic, p FROM generate_series(0, :last) AS p"
-                    " ON CONFLICT DO NOTHING"
-                ),
-                {"topic": COMMANDS, "last": commands - 1},
-            )
-            await connection.execute(
-                sa.text(
-                    "INSERT INTO lane (id, topic, partition) SELECT :base + p, :topic, p"
-                    " FROM generate_series(0, :last) AS p ON CONFLICT DO NOTHING"
-                ),
-                {"base": INGRESS_BASE, "topic": INGRESS, "last": ingress - 1},
-            )
+            for base, topic, count in ((0, COMMANDS, commands), (INGRESS_BASE, INGRESS, ingress)):
+                await connection.execute(_LANES, {"base": base, "topic": topic, "last": count - 1})
     finally:
         await engine.dispose()
 

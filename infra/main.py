@@ -96,6 +96,7 @@ async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
     async with _stopping() as stop:
         if not await until_reachable(settings, stop):
             return
+        settings = await topics.check(settings)
         async with worker(settings, extras or Extras()) as running:
             _settle_memory()
             async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
@@ -109,6 +110,7 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
     async with _stopping() as stop:
         if not await until_reachable(settings, stop):
             return
+        settings = await topics.check(settings)
         async with _steps(settings, extras or Extras(), "executor") as parts:
             executor = Executor(
                 parts.pool, parts.leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds
@@ -125,6 +127,9 @@ async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
     """Serve HTTP until SIGTERM or SIGINT."""
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix, timeout_seconds=5.0)
     async with _stopping() as stop, telemetry(settings, "gateway", f"gateway-{os.getpid()}") as told:
+        if not await until_reachable(settings, stop):
+            return
+        settings = await topics.check(settings)  # A wrong number of partitions would send commands astray.
         try:
             await server.serve(
                 settings,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from infra.settings import Settings
+from infra import database
+from infra.settings import Settings, setting_name
 from schemas import topics
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX, TOPICS, Topic
 
@@ -27,8 +28,42 @@ def partitions_of(topic: Topic, settings: Settings) -> int:
     return by_name.get(topic.name, settings.steps_partitions)
 
 
+async def as_recorded(settings: Settings) -> Settings:
+    """The settings with as many partitions of `commands` and `ingress` as Postgres has lanes: topics grow.
+
+    Raises TopicMismatch if a number was set that is another one.
+    """
+    lanes = await database.recorded_partitions(settings.sqlalchemy_url)
+    found: dict[str, int] = {}
+    for topic in (topics.COMMANDS, topics.INGRESS):
+        field, recorded = f"{topic}_partitions", lanes.get(topic)
+        wanted = getattr(settings, field)
+        if recorded is None or recorded == wanted:
+            continue
+        if field in settings.model_fields_set:
+            raise TopicMismatch(
+                f"{setting_name(field)} is {wanted}, and Postgres has recorded {recorded}: leave it out, or set it so;"
+                f" more partitions are made by `ap topics grow {topic}`"
+            )
+        found[field] = recorded
+    return settings.model_copy(update=found) if found else settings
+
+
+async def check(settings: Settings) -> Settings:
+    """`as_recorded`, and the broker agrees. Raises TopicMismatch; a growth that was interrupted is one too."""
+    settings = await as_recorded(settings)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
+    await admin.start()
+    try:
+        await _check(admin, settings, [topic for topic in TOPICS if topic.name in (topics.COMMANDS, topics.INGRESS)])
+    finally:
+        await admin.close()
+    return settings
+
+
 async def create(settings: Settings, extra_step_kinds: tuple[str, ...] = ()) -> None:
     """Make the topics that are missing. Raises TopicMismatch for one that has another number of partitions."""
+    settings = await as_recorded(settings)
     wanted = [*TOPICS, *(Topic(f"steps.{kind}", 0, 3_600) for kind in extra_step_kinds)]
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
     await admin.start()
@@ -70,4 +105,7 @@ async def _check(admin: AIOKafkaAdminClient, settings: Settings, wanted: list[To
         there = len(described["partitions"])
         expected = names[described["topic"]]
         if there and there != expected:
-            raise TopicMismatch(f"topic {described['topic']} has {there} partitions, {expected} are recorded")
+            raise TopicMismatch(
+                f"topic {described['topic']} has {there} partitions, {expected} are recorded;"
+                f" if it was being grown, run `ap topics grow` again"
+            )

@@ -121,10 +121,14 @@ def _scaled(raw: dict[str, Any] | None) -> Scaled | None:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How many processes of each role somebody wants: DATA/roles.json. `request` names who asked last."""
+    """How many processes of each role somebody wants: DATA/roles.json. `request` names who asked last.
+
+    `paused`: none at all for the moment, gateways included; the next start does not know of that.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     request: str = ""
+    paused: bool = False
 
 
 def read_wish(data: Path) -> Wish:
@@ -132,13 +136,13 @@ def read_wish(data: Path) -> Wish:
     try:
         raw = orjson.loads((data / "roles.json").read_bytes())
         counts = {str(role): int(count) for role, count in raw["counts"].items() if int(count) >= 0}
-        return Wish(counts, str(raw["request"]))
+        return Wish(counts, str(raw["request"]), raw.get("paused") is True)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Wish()
 
 
 def write_wish(data: Path, wish: Wish) -> None:
-    document = {"counts": wish.counts, "request": wish.request}
+    document = {"counts": wish.counts, "request": wish.request, "paused": wish.paused}
     write_atomically(data / "roles.json", orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 

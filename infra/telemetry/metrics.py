@@ -61,7 +61,7 @@ class Metrics:
     """One registry of a process. Everything but lanes and work waiting is counted as it happens."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # A second series for each, which the start of the process says as well.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # A second series for each, which the start of the process says as well.
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

@@ -103,6 +103,21 @@ def test_workers_come_and_go_and_the_next_start_knows(running: Running) -> None:
     until(lambda: len(running.pids("worker")) == 2)  # What was added is kept running like the others.
 
     address = running.status()["gateway_url"]
+    refused = _ap(running.folder, "topics", "grow", "commands", "30")
+    assert refused.returncode == 2
+    assert "these still run: " in refused.stderr
+    made = running.call("POST", "/workflows/apps", tenant_id="t1", code="before", name="Before").json()
+    grown = _ap(running.folder, "topics", "grow", "commands", "30", "--restart")
+    assert grown.returncode == 0, grown.stderr
+    assert "has 30 partitions, 24 before" in grown.stdout
+    until(lambda: len(running.pids("worker")) == 2 and len(running.status()["lanes"]) == 42 and running.is_well())
+    assert running.call("GET", f"/workflows/apps/{made['id']}").json() == made
+    for number in range(8):
+        answer = running.call("POST", "/workflows/apps", tenant_id="t1", code=f"grown-{number}", name="Grown")
+        assert answer.status_code == 201, answer.text
+    listed = _ap(running.folder, "topics", "list").stdout.splitlines()
+    assert listed[0].split()[:2] == ["commands", "30"]
+
     assert running.end(signal.SIGTERM) == 0
     next_start = Running(running.folder)
     try:
