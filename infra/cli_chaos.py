@@ -121,12 +121,14 @@ def rolling(
 
 
 @app.command()
-def topics(seed: Seed = 1, data: Keep = None) -> None:
+def topics(
+    only: Annotated[str, typer.Option(help="Only losses whose name holds this")] = "", seed: Seed = 1, data: Keep = None
+) -> None:
     """Lose the group's offsets, topic `events` and topic `commands` while steps wait; everything ends well."""
     from infra.chaos.topics import topics_test
 
     with _stack(data) as settings:
-        report = asyncio.run(topics_test(settings, seed=seed, say=_say))
+        report = asyncio.run(topics_test(settings, seed=seed, say=_say, only=only))
     _conclude(report.document(), report.problems)
 
 

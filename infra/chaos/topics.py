@@ -45,33 +45,38 @@ class TopicsReport:
         }
 
 
-async def topics_test(settings: Settings, *, seed: int, say: Say) -> TopicsReport:
-    """Lose the group's offsets, then topic `events`, then topic `commands`; after each, everything ends well."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`at_work`: the workers go on meanwhile. `adopt`: an operator has to accept the lanes' new topic."""
+
+    what: str
+    lose: Callable[[Scene], Awaitable[None]]
+    at_work: bool = False
+    adopt: bool = False
+
+
+async def topics_test(settings: Settings, *, seed: int, say: Say, only: str = "") -> TopicsReport:
+    """Lose one thing after the other (or those whose name holds `only`); after each, everything ends well."""
     report = TopicsReport(seed)
     async with scene(settings, seed=seed, say=say) as stage:
         names = ["worker-0", "worker-1", "executor-0"]
-        losses: dict[str, Callable[[Scene, TopicsReport], Awaitable[None]]] = {
-            "group offsets": _lose_offsets,
-            f"topic {EVENTS}": _lose_events,
-            f"topic {COMMANDS}": _lose_commands,
-        }
-        for what, lose in losses.items():
+        for loss in (loss for loss in LOSSES if only in loss.what):
             await stage.load.run(RUNS, SECONDS)
             await _until(lambda: _all_sent(stage), "everything is sent and handled; steps and timers may wait")
-            for name in names:
+            for name in () if loss.at_work else names:
                 await stage.stack.remove(name)
-            say(f"nobody works; {what} is lost")
-            await lose(stage, report)
-            names = [await stage.stack.add(role) for role in ROLES]
-            if what == f"topic {COMMANDS}":
+            say(f"lost: {loss.what}")
+            await loss.lose(stage)
+            names = names if loss.at_work else [await stage.stack.add(role) for role in ROLES]
+            if loss.adopt:
                 await _adopt(stage, report)
             await stage.load.run(RUNS, SECONDS)
             stage.calm()
-            report.conclusions[what] = await stage.conclude()
+            report.conclusions[loss.what] = await stage.conclude()
     return report
 
 
-async def _lose_offsets(stage: Scene, report: TopicsReport) -> None:
+async def _lose_offsets(stage: Scene) -> None:
     """The group believes to have read nothing yet. Lanes go on from where Postgres says they are."""
     settings = stage.settings
     partitions = {COMMANDS: settings.commands_partitions, INGRESS: settings.ingress_partitions}
@@ -93,15 +98,23 @@ async def _lose_offsets(stage: Scene, report: TopicsReport) -> None:
         await consumer.stop()
 
 
-async def _lose_events(stage: Scene, report: TopicsReport) -> None:
+async def _lose_events(stage: Scene) -> None:
     """The topic is gone with all its records; the lanes are told to send their events again."""
     await _made_anew(stage, EVENTS)
     sent = await lane_operations.resend(stage.settings)
     stage.say(f"{sent} events are to be sent again")
 
 
-async def _lose_commands(stage: Scene, report: TopicsReport) -> None:
+async def _lose_commands(stage: Scene) -> None:
     await _made_anew(stage, COMMANDS)
+
+
+LOSSES = (
+    Loss("offsets of the group", _lose_offsets),
+    Loss(f"topic {EVENTS}", _lose_events),
+    Loss(f"topic {COMMANDS}", _lose_commands, adopt=True),
+    Loss(f"topic {COMMANDS} under workers", _lose_commands, at_work=True, adopt=True),
+)
 
 
 async def _adopt(stage: Scene, report: TopicsReport) -> None:
