@@ -25,6 +25,8 @@ STATEMENTS_SHOWN = 10
 STATEMENT_CHARS_SHOWN = 70
 WRITTEN = re.compile(r"\b(?:INSERT INTO|UPDATE|DELETE FROM) \"?([a-z]\w+)")
 STOP_SECONDS_MAX = 20.0
+IDLE = "_worker (concurrent/futures/thread.py"
+"""Where a thread of a pool waits for work: py-spy takes it for busy."""
 
 _STATEMENTS = """SELECT query, calls, total_exec_time + total_plan_time AS ms, rows,
   shared_blks_hit + shared_blks_read AS blocks, wal_bytes::float8 AS wal_bytes
@@ -166,6 +168,8 @@ def hot_functions(folded: str) -> Iterator[str]:
     within: Counter[str] = Counter()
     for line in folded.splitlines():
         stack, _, count = line.rpartition(" ")
+        if IDLE in stack.rpartition(";")[2]:
+            continue
         lines[stack.rpartition(";")[2]] += int(count)
         frames = [_function(frame) for frame in stack.split(";")]
         own[frames[-1]] += int(count)

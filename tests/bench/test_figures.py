@@ -264,6 +264,10 @@ class TestProfile:
             ["100.0%", "work (b.py)"],
         ]
 
+    def test_leaves_out_threads_that_wait_for_work(self) -> None:
+        folded = "run (a.py:1) 1\nrun (threading.py:9);_worker (concurrent/futures/thread.py:81) 99\n"
+        assert "  100.0%  run (a.py)" in list(profiler.hot_functions(folded))
+
     def test_says_so_when_a_process_was_never_seen(self) -> None:
         assert list(profiler.hot_functions("")) == ["  no samples"]
 
