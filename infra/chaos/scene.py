@@ -23,6 +23,7 @@ from infra.chaos.load import Load
 from infra.chaos.proxy import Proxy
 from infra.chaos.workload import VIAS
 from infra.embedded.processes import free_port
+from infra.rebuild import rebuild
 from infra.settings import Settings
 from infra.stack import Say, Supervisor
 from infra.verify import Report, verify
@@ -126,6 +127,9 @@ class Scene:
         done.verdict = await judge(url, settings.data_dir, asked)
         found = await verify(url, bootstrap, settings.topic_prefix, lease_seconds=settings.lease_seconds)
         await self._check_tenants(done.verdict)
+        rebuilt = await rebuild(url, check=True)
+        if not rebuilt.equal:
+            done.verdict.add("rebuild that differs", f"{dict(rebuilt.different)} {rebuilt.unfoldable}")
         done.invariants = found.document()
         await self._measure_progress(done)
         self._problems(done, found, left, len(book.effects(settings.data_dir)) - happened)
@@ -165,7 +169,7 @@ class Scene:
         if len(load.taken) != load.started:
             done.problems.append(f"{len(load.taken)} of {load.started} runs were accepted")
         if effects and not left:
-            done.problems.append(f"I13: folding the log anew performed {effects} effects")
+            done.problems.append(f"I13: verifying and rebuilding performed {effects} effects")
         done.problems += [f"wrong answer: {answer}" for answer in load.wrong[:EXAMPLES_MAX]]
         done.problems += _with_example(done.verdict.counts, done.verdict.violations)
         done.problems += _with_example(found.found, found.violations)

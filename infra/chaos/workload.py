@@ -103,6 +103,9 @@ WORKFLOWS: Mapping[str, JsonObject] = {
 TURNS = ("slow", "quick", "branch", "slow", "wide", "retry", "slow", "undo", "delay")
 """A third of the runs has a long step."""
 
+LONG_EVERY, LONG_SECONDS = 270, 26.0
+"""Now and then a step takes longer than three leases and four sessions."""
+
 VIAS = ("http", "commands", "ingress")
 
 
@@ -136,7 +139,7 @@ def job(number: int, seed: int, vias: tuple[str, ...] = VIAS) -> Job:
     random = Random(f"{seed}/{number}")
     inputs: JsonObject = {"n": number, "owner": owner_mark(tenant_id)}
     if workflow == "slow":
-        inputs["seconds"] = round(random.uniform(2, 5), 2)
+        inputs["seconds"] = LONG_SECONDS if number % LONG_EVERY == LONG_EVERY // 2 else round(random.uniform(2, 5), 2)
     via = vias[number // len(TURNS) % len(vias)]
     key = f"chaos-{seed}-{number // len(TENANTS)}"
     return Job(number, tenant_id, key, workflow, via, inputs, _expected(workflow, number))
