@@ -107,6 +107,20 @@ def kill(
 
 
 @app.command()
+def scale(
+    seconds: Annotated[float, typer.Option(min=10, help="How long members come and go")] = 120.0,
+    seed: Seed = 1,
+    data: Keep = None,
+) -> None:
+    """Scale from 2 to 4 and to 2 workers under load, then let 16 members of the group come and go."""
+    from infra.chaos.scale import scale_test
+
+    with _stack(data) as settings:
+        report = asyncio.run(scale_test(settings, seconds=seconds, seed=seed, say=_say))
+    _conclude(report.document(), report.problems)
+
+
+@app.command()
 def rolling(
     rounds: Annotated[int, typer.Option(min=1, help="How often everything is restarted")] = 2,
     seed: Seed = 1,
