@@ -235,6 +235,32 @@ async def test_what_is_made_between_two_chunks_is_no_difference(copy: tuple[Sett
         assert rows <= seen
 
 
+async def test_rows_are_those_of_the_moment_their_events_were_read(
+    worked: Worked, copy: tuple[Settings, asyncpg.Connection]
+) -> None:
+    """A run goes on between the two reads of a chunk: held up by a lock on its table, they still see one moment."""
+    settings, connection = copy
+    watching = await asyncpg.connect(settings.required_database_url)
+
+    async def held_up() -> bool:
+        return bool(await watching.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE run")
+        checking = asyncio.create_task(rebuilt(settings, check=True))
+        await until(held_up)
+        await connection.execute(
+            "INSERT INTO event SELECT aggregate_id, seq + 1, lane, position, 'runtime.steps_allowed', tenant_id, at,"
+            " actor, correlation_id, causation_id, traceparent, '{\"allowance\":5}' FROM event"
+            " WHERE aggregate_id = $1 ORDER BY seq DESC LIMIT 1", worked.manual,
+        )  # fmt: skip
+        await connection.execute("UPDATE run SET seq = seq + 1, allowance = 5 WHERE id = $1", worked.manual)
+    report = await checking
+    await watching.close()
+    assert report.equal, found(report)
+    assert (await rebuilt(settings, check=True)).events == report.events + 1
+
+
 async def test_a_rebuild_publishes_nothing(worked: Worked, copy: tuple[Settings, asyncpg.Connection]) -> None:
     settings, connection = copy
     await connection.execute("TRUNCATE run, node_run, run_mark")
@@ -263,6 +289,34 @@ class Blocked:
         self.begun.append((call.node_run_id, call.lease_token))
         await self.go.wait()
         return StepResult({"token": call.lease_token})
+
+
+async def test_mending_the_row_of_a_step_in_flight_leaves_its_lease_alone(services: EmbeddedStack) -> None:
+    blocked = Blocked()
+    async with (
+        prepared(services, f"leased_{os.getpid()}", lease_seconds=2.0, lease_renew_seconds=0.5) as settings,
+        running(settings, main.Extras(performers={"code": blocked})) as live,
+    ):
+        id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))
+        run = await live.send(CreateRun(workflow_id=id))
+        step = derive(run, "code:1")
+
+        async def begun() -> bool:
+            return bool(blocked.begun)
+
+        async def leased_by() -> Any:
+            return await live.database.fetchval("SELECT leased_by FROM node_run WHERE id = $1", step)
+
+        await until(begun)
+        holder = await leased_by()
+        await live.database.execute("UPDATE node_run SET worker = 'x', created_at = 1 WHERE id = $1", step)
+        report = await rebuilt(settings, lease_seconds=settings.lease_seconds)
+        assert found(report) == [f"node_run {step}: differs in worker, created_at"]
+        assert await leased_by() == holder
+        blocked.go.set()
+        assert await live.run_ended(run) == "completed"
+        assert blocked.begun == [(step, 1)]
+        assert (await rebuilt(settings, check=True)).equal
 
 
 async def test_a_step_in_flight_whose_row_was_lost_is_taken_again_after_its_lease(services: EmbeddedStack) -> None:
