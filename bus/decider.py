@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from schemas.messages import Command, Event, JsonObject
 
@@ -51,8 +51,7 @@ class Rows(Protocol):
         """A row of another aggregate as of this transaction, for reading only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """What a decision may know beside its state. `at` is database time in seconds since 1970."""
 
     message_id: str
@@ -65,8 +64,7 @@ class Meta:
     lane: int = 0
 
 
-@dataclass(slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event as it is folded: with its place in its aggregate's history."""
 
     event: Event

@@ -137,6 +137,7 @@ class Kernel:
         self._immutable = immutable_facts
         self._facts: dict[Key, Any] = {}
         self._rows_per: dict[str, float] = {}
+        self._rows_most = 1.0
 
     # --- lanes -----------------------------------------------------------------------------------------------
 
@@ -193,6 +194,9 @@ class Kernel:
 
     def _chunks(self, batch: list[Incoming]) -> Iterable[list[Incoming]]:
         """Split a batch so that each part writes about `rows_max` rows at most, by what such commands wrote lately."""
+        if len(batch) * self._rows_most <= self.limits.rows_max:
+            yield batch
+            return
         start, rows = 0, 0.0
         for index, record in enumerate(batch):
             rows += self._rows_per.get(_type_of(record), 1.0)
@@ -204,7 +208,9 @@ class Kernel:
 
     def _learn(self, type: str, rows: int) -> None:
         known = self._rows_per.get(type, 1.0)
-        self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
+        self._rows_per[type] = learned = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
+        if learned != known:
+            self._rows_most = max(self._rows_per.values())
 
     async def _handle(self, batch: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):

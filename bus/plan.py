@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -21,8 +21,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, RE
 __all__ = ["SOURCE", "Accepted", "Partitions", "Plan", "event_record"]
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A record that is a command for an aggregate of its lane."""
 
     lane: Lane

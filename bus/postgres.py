@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
-import orjson
 
 from bus.decider import Recorded
+from bus.statements import Statements, advance_arrays, load_headers, tuple_arrays
 from bus.store import (
     Admitted,
     Advance,
     Claimed,
-    DeadLetter,
     Fenced,
     Logged,
     Out,
     Outcome,
     Poison,
-    Timer,
     Unavailable,
     Unknown,
     Writes,
 )
-from infra.db import Column, TableSpec
+from infra.db import TableSpec
 from schemas import registry
 
 SESSION = {
@@ -55,231 +53,10 @@ is used before its end was noticed."""
 
 FENCED_SQLSTATE = "AP001"
 
-_ADVANCE = """a AS (
-  SELECT * FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
-    AS a(lane, epoch, expected, next, position, sent)
-), fence AS (
-  UPDATE lane l SET next_offset = a.next, position = a.position, sent = greatest(l.sent, a.sent)
-  FROM a WHERE l.id = a.lane AND l.epoch = a.epoch AND l.next_offset = a.expected
-  RETURNING l.id
-)"""
-_TRIM = ", trim AS (DELETE FROM outbox o USING a WHERE o.lane = a.lane AND o.position <= a.sent)"
-_CHECK = "SELECT ap_fence($1::int2[], ARRAY(SELECT id FROM fence))"
 _LOCK = """SELECT ap_fence($1::int2[], ARRAY(
   SELECT l.id FROM unnest($1::int2[], $2::int8[], $3::int8[]) AS a(lane, epoch, expected)
   JOIN lane l ON l.id = a.lane AND l.epoch = a.epoch AND l.next_offset = a.expected
   ORDER BY l.id FOR NO KEY UPDATE OF l))"""
-
-Arrays = list[list[Any]]
-
-
-class _Part:
-    """One insert or update of a statement: its SQL with `{n}` for the parameter numbers, and its arrays."""
-
-    __slots__ = ("arrays", "columns", "sql")
-
-    def __init__(self, sql: str, columns: int, arrays: Callable[[Any], Arrays]) -> None:
-        self.sql = sql
-        self.columns = columns
-        self.arrays = arrays
-
-    def at(self, first: int) -> str:
-        return self.sql.format(*(f"${first + index}" for index in range(self.columns)))
-
-
-def _unnest(types: Sequence[str]) -> str:
-    return "unnest(" + ", ".join(f"{{{index}}}::{name}[]" for index, name in enumerate(types)) + ")"
-
-
-def _column_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
-    getters = [(column.name, column.dump) for column in columns]
-
-    def arrays(rows: Any) -> Arrays:
-        rows.sort(key=_row_id)
-        return [
-            [getattr(row, name) for row in rows] if dump is None else [dump(getattr(row, name)) for row in rows]
-            for name, dump in getters
-        ]
-
-    return arrays
-
-
-def _row_id(row: Any) -> str:
-    return row.id  # type: ignore[no-any-return]
-
-
-def _insert_part(spec: TableSpec) -> _Part:
-    names = ", ".join(f'"{column.name}"' for column in spec.columns)
-    source = _unnest([column.pg_type for column in spec.columns])
-    sql = f", i_{spec.name} AS (INSERT INTO {spec.name} ({names}) SELECT * FROM {source})"
-    return _Part(sql, len(spec.columns), _column_arrays(spec.columns))
-
-
-def _update_part(spec: TableSpec) -> _Part:
-    columns = (spec.columns[0], *spec.mutable)
-    names = ", ".join(f'"{column.name}"' for column in columns)
-    changes = ", ".join(f'"{column.name}" = u."{column.name}"' for column in spec.mutable)
-    source = _unnest([column.pg_type for column in columns])
-    sql = f", u_{spec.name} AS (UPDATE {spec.name} t SET {changes} FROM {source} AS u({names}) WHERE t.id = u.id)"
-    return _Part(sql, len(columns), _column_arrays(columns))
-
-
-def _event_arrays(events: list[Logged]) -> Arrays:
-    recorded = [logged.recorded for logged in events]
-    return [
-        [r.aggregate_id for r in recorded],
-        [r.seq for r in recorded],
-        [r.lane for r in recorded],
-        [logged.position for logged in events],
-        [r.event.type for r in recorded],
-        [r.tenant_id for r in recorded],
-        [r.at for r in recorded],
-        [r.actor for r in recorded],
-        [r.correlation_id for r in recorded],
-        [r.causation_id for r in recorded],
-        [r.traceparent for r in recorded],
-        [logged.body for logged in events],
-    ]
-
-
-def _out_arrays(outs: Sequence[Out]) -> Arrays:
-    return [
-        [out.lane for out in outs],
-        [out.position for out in outs],
-        [out.topic for out in outs],
-        [out.partition for out in outs],
-        [out.key for out in outs],
-        [dump_headers(out.headers) for out in outs],
-        [out.body for out in outs],
-        [out.tenant_id for out in outs],
-    ]
-
-
-def dump_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
-    """Headers of ours as JSON: their values are always UTF-8."""
-    return orjson.dumps([(name, value.decode()) for name, value in headers])
-
-
-def load_headers(stored: bytes) -> list[tuple[str, bytes]]:
-    return [(name, value.encode()) for name, value in orjson.loads(stored)]
-
-
-def _timer_arrays(timers: list[Timer]) -> Arrays:
-    return [
-        [timer.id for timer in timers],
-        [timer.out.lane for timer in timers],
-        [timer.seconds for timer in timers],
-        [timer.out.partition for timer in timers],
-        [timer.out.key for timer in timers],
-        [dump_headers(timer.out.headers) for timer in timers],
-        [timer.out.body for timer in timers],
-        [timer.out.tenant_id for timer in timers],
-    ]
-
-
-def _tuple_arrays(rows: Sequence[tuple[Any, ...]]) -> Arrays:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _outcome_arrays(outcomes: list[Outcome]) -> Arrays:
-    return _tuple_arrays([(o.command_id, o.status, o.body, o.at) for o in outcomes])
-
-
-_DEAD_LETTER_FIELDS = [
-    "id",
-    "tenant_id",
-    "topic",
-    "partition",
-    "offset",
-    "type",
-    "key",
-    "message_id",
-    "code",
-    "detail",
-    "headers",
-    "body",
-    "body_bytes",
-    "body_sha256",
-    "at",
-]
-
-
-def _dead_letter_arrays(letters: list[DeadLetter]) -> Arrays:
-    return [[getattr(letter, name) for letter in letters] for name in _DEAD_LETTER_FIELDS]
-
-
-_EVENTS = _Part(
-    ", events AS (INSERT INTO event (aggregate_id, seq, lane, position, type, tenant_id, at, actor, correlation_id,"
-    " causation_id, traceparent, data) SELECT * FROM "
-    + _unnest(["uuid", "int4", "int2", "int8", "text", "text", "float8", "text", "text", "text", "text", "bytea"])
-    + ")",
-    12,
-    _event_arrays,
-)
-_OUTBOX = _Part(
-    ", outs AS (INSERT INTO outbox (lane, position, topic, partition, key, headers, body, tenant_id) SELECT * FROM "
-    + _unnest(["int2", "int8", "text", "int2", "text", "bytea", "bytea", "text"])
-    + ")",
-    8,
-    _out_arrays,
-)
-_TIMERS = _Part(
-    ", timers AS (INSERT INTO timer (id, lane, due_at, partition, key, headers, body, tenant_id)"
-    " SELECT id, lane, clock_timestamp() + make_interval(secs => seconds), p, key, headers, body, tenant FROM "
-    + _unnest(["uuid", "int2", "float8", "int2", "text", "bytea", "bytea", "text"])
-    + " AS u(id, lane, seconds, p, key, headers, body, tenant) ON CONFLICT (id) DO NOTHING)",
-    8,
-    _timer_arrays,
-)
-_OUTCOMES = _Part(
-    ", outcomes AS (UPDATE command_outcome t SET status = u.status, body = u.body, created_at = u.at FROM "
-    + _unnest(["uuid", "text", "bytea", "float8"])
-    + " AS u(id, status, body, at) WHERE t.command_id = u.id)",
-    4,
-    _outcome_arrays,
-)
-_INBOX = _Part(
-    ", inbox_rows AS (INSERT INTO inbox (message_id, redrive, at) SELECT * FROM "
-    + _unnest("uuid int2 float8".split())
-    + ")",
-    3,
-    lambda rows: _tuple_arrays(sorted(rows)),
-)
-_NEW_OUTCOMES = _Part(
-    ", new_outcomes AS (INSERT INTO command_outcome"
-    " (command_id, tenant_id, type, fingerprint, status, body, created_at)"
-    " SELECT * FROM " + _unnest("uuid text text text text bytea float8".split()) + ")",
-    7,
-    lambda outcomes: _tuple_arrays(
-        sorted((o.command_id, o.tenant_id, o.type, o.fingerprint, o.status, o.body, o.at) for o in outcomes)
-    ),
-)
-_DEAD_LETTERS = _Part(
-    ', letters AS (INSERT INTO dead_letter (id, tenant_id, topic, partition, "offset", type, key, message_id, code,'
-    " detail, headers, body, body_bytes, body_sha256, at, status, redrives) SELECT u.*, 'dead', 0 FROM "
-    + _unnest(
-        [
-            "uuid",
-            "text",
-            "text",
-            "int2",
-            "int8",
-            "text",
-            "text",
-            "text",
-            "text",
-            "text",
-            "bytea",
-            "bytea",
-            "int4",
-            "text",
-            "float8",
-        ]
-    )
-    + " AS u ON CONFLICT (id) DO UPDATE SET status = 'dead', redrives = dead_letter.redrives + 1)",
-    15,
-    _dead_letter_arrays,
-)
 
 _ADMIT_INBOX = """WITH u AS (SELECT * FROM unnest($1::uuid[], $2::int2[], $3::float8[]) AS u(message_id, redrive, at)),
 i AS (INSERT INTO inbox SELECT * FROM u ON CONFLICT DO NOTHING RETURNING message_id, redrive)
@@ -301,42 +78,6 @@ _UNSENT_EVENTS = """SELECT aggregate_id, seq, lane, position, type, tenant_id, a
 traceparent, data FROM event WHERE lane = $1 AND position > $2 ORDER BY position"""
 _UNSENT_OUTBOX = """SELECT lane, position, topic, partition, key, headers, body, tenant_id
 FROM outbox WHERE lane = $1 AND position > $2 ORDER BY position"""
-
-
-class Statements:
-    """The statement for every combination of tables that a batch writes; each text is made once."""
-
-    def __init__(self, specs: Mapping[str, TableSpec]) -> None:
-        self._inserts = {name: _insert_part(spec) for name, spec in specs.items()}
-        self._updates = {name: _update_part(spec) for name, spec in specs.items()}
-        self._statements: dict[tuple[str, ...], str] = {}
-
-    def of(self, writes: Writes) -> tuple[str, list[Any]]:
-        """The one statement that fences and writes everything, and its arguments."""
-        parts: list[tuple[str, _Part, Any]] = []
-        for name, rows in writes.inserts.items():
-            parts.append((f"i:{name}", self._inserts[name], rows))
-        for name, rows in writes.updates.items():
-            parts.append((f"u:{name}", self._updates[name], rows))
-        for name, part, rows in (
-            ("events", _EVENTS, writes.events),
-            ("outbox", _OUTBOX, writes.outbox),
-            ("timers", _TIMERS, writes.timers),
-            ("inbox", _INBOX, writes.inbox),
-            ("new outcomes", _NEW_OUTCOMES, writes.new_outcomes),
-            ("outcomes", _OUTCOMES, writes.outcomes),
-            ("letters", _DEAD_LETTERS, writes.dead_letters),
-        ):
-            if rows:
-                parts.append((name, part, rows))
-        key = ("trim" if writes.trim else "", *(name for name, _, _ in parts))
-        sql = self._statements.get(key)
-        if sql is None:
-            sql = self._statements[key] = _assemble([part for _, part, _ in parts], writes.trim)
-        arguments = _advance_arrays(writes.advances)
-        for _, part, rows in parts:
-            arguments.extend(part.arrays(rows))
-        return sql, arguments
 
 
 class PostgresStore:
@@ -445,26 +186,6 @@ def _logged(row: Any) -> Logged:
     return Logged(row["position"], recorded, row["data"])
 
 
-def _assemble(parts: Sequence[_Part], trim: bool) -> str:
-    sql, first = "WITH " + _ADVANCE + (_TRIM if trim else ""), 7
-    for part in parts:
-        sql += part.at(first)
-        first += part.columns
-    return f"{sql}\n{_CHECK}"
-
-
-def _advance_arrays(advances: Sequence[Advance]) -> list[Any]:
-    ordered = sorted(advances, key=lambda advance: advance.lane)
-    return [
-        [a.lane for a in ordered],
-        [a.epoch for a in ordered],
-        [a.expected for a in ordered],
-        [a.next for a in ordered],
-        [a.position for a in ordered],
-        [a.sent for a in ordered],
-    ]
-
-
 class PostgresUnit:
     """`Unit`: one transaction on one connection."""
 
@@ -474,18 +195,18 @@ class PostgresUnit:
 
     async def lock(self, advances: Sequence[Advance]) -> None:
         with _PortErrors():
-            await self.connection.fetchval(_LOCK, *_advance_arrays(advances)[:3])
+            await self.connection.fetchval(_LOCK, *advance_arrays(advances)[:3])
 
     async def admit(self, inbox: Sequence[tuple[str, int, float]], outcomes: Sequence[Outcome]) -> Admitted:
         repeats: frozenset[tuple[str, int]] = frozenset()
         stored: dict[str, Outcome] = {}
         with _PortErrors():
             if inbox:
-                rows = await self.connection.fetch(_ADMIT_INBOX, *_tuple_arrays(sorted(inbox)))
+                rows = await self.connection.fetch(_ADMIT_INBOX, *tuple_arrays(sorted(inbox)))
                 repeats = frozenset((str(row[0]), row[1]) for row in rows)
             if outcomes:
                 ordered = sorted(outcomes, key=lambda outcome: outcome.command_id)
-                arrays = _tuple_arrays([(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at) for o in ordered])
+                arrays = tuple_arrays([(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at) for o in ordered])
                 fresh = {str(row[0]) for row in await self.connection.fetch(_ADMIT_OUTCOMES, *arrays)}
                 known = [o.command_id for o in ordered if o.command_id not in fresh]
                 if known:

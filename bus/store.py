@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bus.decider import Recorded
 from infra.db import TableSpec
@@ -38,8 +38,7 @@ class SendFailed(Exception):
     """A record was not acknowledged in time; it may be on the topic or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows.
 
     `decoded`: what is known of its headers and body without decoding them. `follows`: if it is 0 or more, no
@@ -60,8 +59,7 @@ class Incoming:
         return (self.key or b"").decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Out:
+class Out(NamedTuple):
     """A record to produce. `position`: its place in its lane; 0 for those that need no outbox row."""
 
     lane: int
@@ -74,8 +72,7 @@ class Out:
     tenant_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(NamedTuple):
     """An event with its place in its lane, and its body."""
 
     position: int
@@ -83,8 +80,7 @@ class Logged:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
+class Timer(NamedTuple):
     """A command to send when `seconds` have passed; `out` is its record."""
 
     id: str
@@ -92,8 +88,7 @@ class Timer:
     out: Out
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a command from outside. `status`: succeeded, rejected or failed."""
 
     command_id: str
@@ -126,8 +121,7 @@ class DeadLetter:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Advance:
+class Advance(NamedTuple):
     """How one transaction moves a lane on. It is fenced by `epoch` and `expected`."""
 
     lane: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from schemas import registry
 from schemas.envelope import Envelope, Malformed
@@ -36,8 +36,7 @@ class IngressRules:
             raise Malformed("unknown_type", f"no public command is called {envelope.type!r}")
         command = registry.decode_command(envelope.type, body)
         command_id = derive(natural_id(tenant, "command"), envelope.id)
-        moved = replace(
-            envelope,
+        moved = envelope._replace(
             id=command_id,
             tenant_id=tenant,
             subject=command.aggregate_id(tenant, command_id),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from schemas.messages import SCHEMA_VERSION
 
@@ -29,8 +29,7 @@ class Malformed(ValueError):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """Who sent what for whom. `time` is RFC 3339; ids are strings; `sequence` is the event's seq, else 0."""
 
     id: str

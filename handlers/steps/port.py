@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from schemas.messages import JsonObject
 from schemas.node_types import NodeConfig
 
 
-@dataclass(frozen=True, slots=True)
-class StepCall:
+class StepCall(NamedTuple):
     """One attempt of one step. `node_run_id` is the idempotency key, the same for all attempts; `lease_token` rises
     with each lease, so an effect that keeps the highest one can refuse an executor that came back too late.
 

@@ -79,7 +79,7 @@ class UnfencedStore:
         )
         stands = {row["id"]: row for row in rows}
         return [
-            replace(each, epoch=stands[each.lane]["epoch"], expected=stands[each.lane]["next_offset"])
+            each._replace(epoch=stands[each.lane]["epoch"], expected=stands[each.lane]["next_offset"])
             for each in advances
         ]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bus.postgres import load_headers
 from bus.replay import Extent
+from bus.statements import load_headers
 from infra.verify.system import KEPT_SECONDS, LaneRow, System, known
 from infra.verify.tenants import check_commands
 from schemas import registry

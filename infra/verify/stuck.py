@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.postgres import load_headers
+from bus.statements import load_headers
 from infra.verify.system import System
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers

@@ -299,7 +299,7 @@ async def test_due_timers_are_taken_once(backend: Backend) -> None:
     late, later, never, foreign = timer(lane, -2), timer(lane, -1), timer(lane, 3_600), timer(other, -1)
     writes = Writes([standing(mine), standing(others)], timers=[later, late, never, foreign])
     await backend.store.write(writes)
-    await backend.store.write(Writes([standing(mine)], timers=[replace(late, seconds=3_600)]))
+    await backend.store.write(Writes([standing(mine)], timers=[late._replace(seconds=3_600)]))
     assert await backend.store.due_lanes([lane, other, new_lane()]) == [lane, other]
     async with abandoned(backend.store) as unit:
         assert await unit.due_timers([lane]) == [late.out, later.out]

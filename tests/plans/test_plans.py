@@ -12,7 +12,8 @@ import pytest
 
 from bus import postgres
 from bus.decider import Recorded
-from bus.postgres import SESSION, Statements
+from bus.postgres import SESSION
+from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
 from handlers.steps import leases
 from infra import main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -64,7 +64,7 @@ def _histories(world: World) -> Histories:
     found: Histories = defaultdict(list)
     for (aggregate_id, _), logged in sorted(world.database.events.items()):
         event = registry.decode_event(logged.recorded.event.type, logged.body)
-        found[aggregate_id].append(replace(logged.recorded, event=event))
+        found[aggregate_id].append(logged.recorded._replace(event=event))
     return found
 
 

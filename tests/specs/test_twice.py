@@ -114,7 +114,7 @@ class Platform:
         """All there is to know, without where in its lane it was made."""
         return {
             "events": [
-                (*key, replace(logged.recorded, lane=0), logged.body) for key, logged in self.database.events.items()
+                (*key, logged.recorded._replace(lane=0), logged.body) for key, logged in self.database.events.items()
             ],
             "outcomes": self.database.outcomes,
             "tables": self.database.tables,

@@ -1,0 +1,334 @@
+"""The statement that writes a batch: one text for each combination of tables, with a column array per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from bus.store import Advance, DeadLetter, Logged, Out, Outcome, Timer, Writes
+from infra.db import Column, TableSpec
+
+_ADVANCE = """a AS (
+  SELECT * FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
+    AS a(lane, epoch, expected, next, position, sent)
+), fence AS (
+  UPDATE lane l SET next_offset = a.next, position = a.position, sent = greatest(l.sent, a.sent)
+  FROM a WHERE l.id = a.lane AND l.epoch = a.epoch AND l.next_offset = a.expected
+  RETURNING l.id
+)"""
+_TRIM = ", trim AS (DELETE FROM outbox o USING a WHERE o.lane = a.lane AND o.position <= a.sent)"
+_CHECK = "SELECT ap_fence($1::int2[], ARRAY(SELECT id FROM fence))"
+VARIANTS_MAX = 4
+"""Of each part, by which columns are empty: each one is a statement that Postgres plans once a session."""
+
+_UNKNOWN: Any = object()
+
+Arrays = list[list[Any]]
+Columns = Sequence[tuple[str, str]]
+"""Names and types, as Postgres calls them."""
+
+
+class _Part:
+    """One insert or update of a statement.
+
+    `sql(values, source)` is its text, from an expression for each column by name, and the rows. A column that is
+    empty (null, zero, false) in all rows is a literal and no parameter: that halves what a batch has to encode.
+    """
+
+    def __init__(
+        self,
+        sql: Callable[[Mapping[str, str], str], str],
+        columns: Columns,
+        arrays: Callable[[Any], Arrays],
+    ) -> None:
+        self._sql = sql
+        self._columns = columns
+        self._variants = [0]
+        self._empty: list[Any] = [_UNKNOWN] * len(columns)
+        self.arrays = arrays
+
+    def variant(self, arrays: Arrays) -> int:
+        """Which columns are literals: bit n for column n. The first column never is, it makes the rows.
+
+        Null and zero are not the same: what a column was first empty with is its literal from then on.
+        """
+        empty = 0
+        for index, array in enumerate(arrays):
+            first = array[0]
+            if not first and index and array.count(first) == len(array):
+                if self._empty[index] is _UNKNOWN:
+                    self._empty[index] = first
+                if self._empty[index] == first:
+                    empty |= 1 << index
+        best = max((known for known in self._variants if known & empty == known), key=int.bit_count)
+        if best != empty and len(self._variants) < VARIANTS_MAX:
+            self._variants.append(empty)
+            return empty
+        return best
+
+    def at(self, first: int, variant: int) -> str:
+        """The text of a variant, with its parameters numbered from `first` on."""
+        values: dict[str, str] = {}
+        parameters: list[str] = []
+        names: list[str] = []
+        for index, (name, type) in enumerate(self._columns):
+            if variant >> index & 1:
+                values[name] = f"{_literal(self._empty[index])}::{type}"
+            else:
+                parameters.append(f"${first + len(parameters)}::{type}[]")
+                names.append(f'"{name}"')
+                values[name] = f'u."{name}"'
+        return self._sql(values, f"unnest({', '.join(parameters)}) AS u({', '.join(names)})")
+
+
+def _literal(empty: Any) -> str:
+    if empty is None:
+        return "NULL"
+    return "''" if empty in ("", b"") else str(empty)
+
+
+def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays], **literals: str) -> _Part:
+    """Insert rows; `literals` are further columns with an expression."""
+    into = ", ".join(f'"{column}"' for column, _ in columns) + "".join(f", {column}" for column in literals)
+    further = "".join(f", {expression}" for expression in literals.values())
+
+    def sql(values: Mapping[str, str], source: str) -> str:
+        return f", {name} AS (INSERT INTO {table} ({into}) SELECT {', '.join(values.values())}{further} FROM {source})"
+
+    return _Part(sql, columns, arrays)
+
+
+def _update(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays]) -> _Part:
+    """Update rows by the first column."""
+    (key, _), *mutable = columns
+
+    def sql(values: Mapping[str, str], source: str) -> str:
+        changes = ", ".join(f'"{column}" = {values[column]}' for column, _ in mutable)
+        return f', {name} AS (UPDATE {table} t SET {changes} FROM {source} WHERE t."{key}" = u."{key}")'
+
+    return _Part(sql, columns, arrays)
+
+
+def _types(columns: Sequence[Column]) -> Columns:
+    return [(column.name, column.pg_type) for column in columns]
+
+
+def _column_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
+    getters = [(column.name, column.dump) for column in columns]
+
+    def arrays(rows: Any) -> Arrays:
+        rows.sort(key=_row_id)
+        return [
+            [getattr(row, name) for row in rows] if dump is None else [dump(getattr(row, name)) for row in rows]
+            for name, dump in getters
+        ]
+
+    return arrays
+
+
+def _row_id(row: Any) -> str:
+    return row.id  # type: ignore[no-any-return]
+
+
+def _columns(text: str) -> Columns:
+    """From "name type, name type"."""
+    pairs = [part.split() for part in text.split(",")]
+    return [(name, type) for name, type in pairs]
+
+
+def _event_arrays(events: list[Logged]) -> Arrays:
+    recorded = [logged.recorded for logged in events]
+    return [
+        [r.aggregate_id for r in recorded],
+        [r.seq for r in recorded],
+        [r.lane for r in recorded],
+        [logged.position for logged in events],
+        [r.event.type for r in recorded],
+        [r.tenant_id for r in recorded],
+        [r.at for r in recorded],
+        [r.actor for r in recorded],
+        [r.correlation_id for r in recorded],
+        [r.causation_id for r in recorded],
+        [r.traceparent for r in recorded],
+        [logged.body for logged in events],
+    ]
+
+
+def _out_arrays(outs: Sequence[Out]) -> Arrays:
+    return [
+        [out.position for out in outs],
+        [out.lane for out in outs],
+        [out.topic for out in outs],
+        [out.partition for out in outs],
+        [out.key for out in outs],
+        [dump_headers(out.headers) for out in outs],
+        [out.body for out in outs],
+        [out.tenant_id for out in outs],
+    ]
+
+
+def dump_headers(headers: Sequence[tuple[str, bytes]]) -> bytes:
+    """Headers of ours as JSON: their values are always UTF-8."""
+    return orjson.dumps([(name, value.decode()) for name, value in headers])
+
+
+def load_headers(stored: bytes) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in orjson.loads(stored)]
+
+
+def _timer_arrays(timers: list[Timer]) -> Arrays:
+    return [
+        [timer.id for timer in timers],
+        [timer.out.lane for timer in timers],
+        [timer.seconds for timer in timers],
+        [timer.out.partition for timer in timers],
+        [timer.out.key for timer in timers],
+        [dump_headers(timer.out.headers) for timer in timers],
+        [timer.out.body for timer in timers],
+        [timer.out.tenant_id for timer in timers],
+    ]
+
+
+def tuple_arrays(rows: Sequence[tuple[Any, ...]]) -> Arrays:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _outcome_arrays(outcomes: list[Outcome]) -> Arrays:
+    return tuple_arrays([(o.command_id, o.status, o.body, o.at) for o in outcomes])
+
+
+def _new_outcome_arrays(outcomes: list[Outcome]) -> Arrays:
+    return tuple_arrays(
+        sorted((o.command_id, o.tenant_id, o.type, o.fingerprint, o.status, o.body, o.at) for o in outcomes)
+    )
+
+
+_OUT = "topic text, partition int2, key text, headers bytea, body bytea, tenant_id text"
+_DEAD = _columns(
+    "id uuid, tenant_id text, topic text, partition int2, offset int8, type text, key text, message_id text,"
+    " code text, detail text, headers bytea, body bytea, body_bytes int4, body_sha256 text, at float8"
+)
+
+
+def _dead_letter_arrays(letters: list[DeadLetter]) -> Arrays:
+    return [[getattr(letter, name) for letter in letters] for name, _ in _DEAD]
+
+
+def _timer_sql(values: Mapping[str, str], source: str) -> str:
+    into = ", ".join(name for name in values if name != "seconds")
+    given = ", ".join(value for name, value in values.items() if name != "seconds")
+    return (
+        f", timers AS (INSERT INTO timer ({into}, due_at)"
+        f" SELECT {given}, clock_timestamp() + make_interval(secs => {values['seconds']}) FROM {source}"
+        " ON CONFLICT (id) DO NOTHING)"
+    )
+
+
+def _dead_letter_sql(values: Mapping[str, str], source: str) -> str:
+    into = ", ".join(f'"{name}"' for name in values)
+    return (
+        f", letters AS (INSERT INTO dead_letter ({into}, status, redrives)"
+        f" SELECT {', '.join(values.values())}, 'dead', 0 FROM {source}"
+        " ON CONFLICT (id) DO UPDATE SET status = 'dead', redrives = dead_letter.redrives + 1)"
+    )
+
+
+class Statements:
+    """The statement for every combination of tables that a batch writes; each text is made once."""
+
+    def __init__(self, specs: Mapping[str, TableSpec]) -> None:
+        self._inserts = {
+            name: _insert(f"i_{name}", name, _types(spec.columns), _column_arrays(spec.columns))
+            for name, spec in specs.items()
+        }
+        self._updates = {}
+        for name, spec in specs.items():
+            columns = (spec.columns[0], *spec.mutable)
+            self._updates[name] = _update(f"u_{name}", name, _types(columns), _column_arrays(columns))
+        self._events = _insert(
+            "events",
+            "event",
+            _columns(
+                "aggregate_id uuid, seq int4, lane int2, position int8, type text, tenant_id text, at float8,"
+                " actor text, correlation_id text, causation_id text, traceparent text, data bytea"
+            ),
+            _event_arrays,
+        )
+        self._outbox = _insert("outs", "outbox", _columns(f"position int8, lane int2, {_OUT}"), _out_arrays)
+        self._timers = _Part(
+            _timer_sql,
+            _columns("id uuid, lane int2, seconds float8, " + _OUT.removeprefix("topic text, ")),
+            _timer_arrays,
+        )
+        self._inbox = _insert(
+            "inbox_rows",
+            "inbox",
+            _columns("message_id uuid, redrive int2, at float8"),
+            lambda rows: tuple_arrays(sorted(rows)),
+        )
+        self._new_outcomes = _insert(
+            "new_outcomes",
+            "command_outcome",
+            _columns(
+                "command_id uuid, tenant_id text, type text, fingerprint text, status text, body bytea,"
+                " created_at float8"
+            ),
+            _new_outcome_arrays,
+        )
+        self._outcomes = _update(
+            "outcomes",
+            "command_outcome",
+            _columns("command_id uuid, status text, body bytea, created_at float8"),
+            _outcome_arrays,
+        )
+        self._dead_letters = _Part(_dead_letter_sql, _DEAD, _dead_letter_arrays)
+        self._statements: dict[tuple[object, ...], str] = {}
+
+    def of(self, writes: Writes) -> tuple[str, list[Any]]:
+        """The one statement that fences and writes everything, and its arguments."""
+        found: list[tuple[_Part, Any]] = [(self._inserts[name], rows) for name, rows in writes.inserts.items()]
+        found += [(self._updates[name], rows) for name, rows in writes.updates.items()]
+        found += [
+            (self._events, writes.events),
+            (self._outbox, writes.outbox),
+            (self._timers, writes.timers),
+            (self._inbox, writes.inbox),
+            (self._new_outcomes, writes.new_outcomes),
+            (self._outcomes, writes.outcomes),
+            (self._dead_letters, writes.dead_letters),
+        ]
+        parts: list[tuple[_Part, int, Arrays]] = []
+        for part, rows in found:
+            if rows:
+                arrays = part.arrays(rows)
+                parts.append((part, part.variant(arrays), arrays))
+        key = (writes.trim, *((part, variant) for part, variant, _ in parts))
+        sql = self._statements.get(key)
+        if sql is None:
+            sql = self._statements[key] = _assemble(parts, trim=writes.trim)
+        arguments = advance_arrays(writes.advances)
+        for _, variant, arrays in parts:
+            arguments += [array for index, array in enumerate(arrays) if not variant >> index & 1]
+        return sql, arguments
+
+
+def _assemble(parts: Sequence[tuple[_Part, int, Arrays]], *, trim: bool) -> str:
+    sql, first = "WITH " + _ADVANCE + (_TRIM if trim else ""), 7
+    for part, variant, arrays in parts:
+        sql += part.at(first, variant)
+        first += len(arrays) - variant.bit_count()
+    return f"{sql}\n{_CHECK}"
+
+
+def advance_arrays(advances: Sequence[Advance]) -> list[Any]:
+    ordered = sorted(advances, key=lambda advance: advance.lane)
+    return [
+        [a.lane for a in ordered],
+        [a.epoch for a in ordered],
+        [a.expected for a in ordered],
+        [a.next for a in ordered],
+        [a.position for a in ordered],
+        [a.sent for a in ordered],
+    ]
