@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import orjson
 
-from bus.dead_letters import letter_of, text
-from bus.decider import Domain, Key, Meta, Missing, React, Recorded
+from bus.admission import admit, must_admit
+from bus.dead_letters import text
+from bus.decider import Domain, Meta, Missing, React
 from bus.lanes import Lane
+from bus.limits import Clock, Defences, Limits
+from bus.loading import Loader
 from bus.plan import Accepted, Partitions, Plan, event_record
+from bus.reception import Ingress, Reception, stop
 from bus.rows import View
 from bus.store import (
     Advance,
@@ -21,30 +26,17 @@ from bus.store import (
     Incoming,
     Log,
     Out,
-    Outcome,
     Poison,
-    SendFailed,
     Store,
     Unavailable,
     Unknown,
     Writes,
 )
+from bus.telemetry import INGRESS_TYPE, SILENT, Batch, Telemetry
 from infra.db import TableSpec
-from schemas import registry
-from schemas.envelope import Envelope, Malformed, decode_headers
-from schemas.messages import SCHEMA_VERSION, UUID_PATTERN, Command, Event, Rejected, derive
-from schemas.topics import (
-    COMMANDS,
-    MESSAGE_BYTES_MAX,
-    partition_of,
-)
+from schemas.messages import Event, Rejected, derive
 
 log = logging.getLogger("agent_platform.kernel")
-
-
-class Clock(Protocol):
-    def now(self) -> float:
-        """Database time as far as this process knows it, seconds since 1970."""
 
 
 class Steps(Protocol):
@@ -58,37 +50,6 @@ class Steps(Protocol):
 
     def give_back(self, row: Any) -> None:
         """A leased step whose lease was not committed."""
-
-
-class Ingress(Protocol):
-    """Who may publish to `ingress`, and what becomes of a record there."""
-
-    def __call__(self, envelope: Envelope, body: bytes) -> tuple[Envelope, Command]:
-        """The command to move on. Raises Malformed with the reason of refusal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    decide_records_max: int = 300
-    rows_max: int = 4_096
-    aggregates_max: int = 400
-    facts_max: int = 256
-    dead_ratio: float = 0.01
-    dead_window_records: int = 1_000
-    record_age_seconds_max: float = 7 * 86_400
-    retry_seconds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Defences:
-    """Switches for tests only: each turns one defence off, to show that its test notices."""
-
-    inbox: bool = True
-    fence: bool = True
-    drain: bool = True
-    lease_token: bool = True
-    order: bool = True
-    dead_letters: bool = True
 
 
 class Kernel:
@@ -114,6 +75,7 @@ class Kernel:
         limits: Limits | None = None,
         defences: Defences | None = None,
         immutable_facts: frozenset[type[Any]] = frozenset(),
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self.store = store
         self.log = out
@@ -132,12 +94,13 @@ class Kernel:
         self._steps = steps
         self._claimable = claimable or {}
         self._hint = hint
-        self._ingress = ingress
         self._defences = defences or Defences()
-        self._immutable = immutable_facts
-        self._facts: dict[Key, Any] = {}
+        self._reception = Reception(partitions, clock, self.limits, self._defences, ingress)
+        heads = {command: domain.head for command, domain in self._domains.items()}
+        self._loader = Loader(self._specs, heads, immutable_facts, self.limits.facts_max)
         self._rows_per: dict[str, float] = {}
         self._rows_most = 1.0
+        self._telemetry = telemetry
 
     # --- lanes -----------------------------------------------------------------------------------------------
 
@@ -150,6 +113,7 @@ class Kernel:
             self.release(id)
         if not lane_ids:
             return []
+        began = time.perf_counter()
         claimed = await self.store.claim(lane_ids, self.owner)
         lanes = [Lane(each, self.limits.aggregates_max) for each in claimed]
         if self._defences.drain:
@@ -157,6 +121,7 @@ class Kernel:
                 await self.drain(lane)
         for lane in lanes:
             self.lanes[lane.id] = lane
+        self._telemetry.claimed(len(lanes), time.perf_counter() - began)
         return lanes
 
     def release(self, lane_id: int) -> None:
@@ -221,7 +186,7 @@ class Kernel:
                 await self._transact(batch)
                 return
             except Fenced as fenced:
-                self._give_up(fenced.lanes, "fenced")
+                self._lose(fenced)
             except Unknown as unknown:
                 self._give_up({record.lane for record in batch}, f"unknown end of a transaction: {unknown}")
             except Poison as poison:
@@ -253,6 +218,10 @@ class Kernel:
                 log.info("lane %d is released: %s", id, why)
                 self.release(id)
 
+    def _lose(self, fenced: Fenced) -> None:
+        self._telemetry.fenced(len(fenced.lanes))
+        self._give_up(fenced.lanes, "fenced")
+
     async def _bisect(self, batch: list[Incoming]) -> None:
         """Find the records Postgres refuses; one that fails alone, twice, is a dead letter."""
         if len(batch) == 1:
@@ -279,7 +248,7 @@ class Kernel:
             await self._bisect(part)
             return
         for record in part:
-            self._stop(self.lanes[record.lane], f"offset {record.offset} cannot even be a dead letter: {refused}")
+            stop(self.lanes[record.lane], f"offset {record.offset} cannot even be a dead letter: {refused}")
 
     async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
         """Handle a batch in one transaction: at once if memory suffices and nothing is a repeat, else step by step."""
@@ -289,6 +258,7 @@ class Kernel:
             try:
                 if await self._at_once(plan, batch):
                     self._committed(plan)
+                    self._tell(plan, at_once=True)
                     return
             except Poison as refused:
                 self._undo(plan)
@@ -307,10 +277,11 @@ class Kernel:
             self._undo(plan)
             raise
         self._committed(plan)
+        self._tell(plan, at_once=False)
 
     def _plan(self, batch: list[Incoming], poison: str | None) -> Plan:
         plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
-        plan.facts = dict(self._facts)
+        plan.facts = dict(self._loader.facts)
         plan.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
         plan.lanes = {id: self.lanes[id] for id in {record.lane for record in batch} if id in self.lanes}
@@ -328,8 +299,8 @@ class Kernel:
         False if memory does not suffice. The inbox, the outcomes and the primary keys refuse what was taken for
         granted wrongly: then Poison is raised and nothing is written.
         """
-        accepted = self._accept(plan, batch)
-        keys = [(each.envelope.id, each.envelope.redrive) for each in accepted if self._must_admit(each)]
+        accepted = self._reception.accept(plan, batch)
+        keys = [(each.envelope.id, each.envelope.redrive) for each in accepted if must_admit(each)]
         if len(set(keys)) < len(keys) or any(redrive for _, redrive in keys):
             return False
         if keys and not plan.optimistic:
@@ -340,170 +311,33 @@ class Kernel:
         except Missing:
             return False
         plan.writes.inbox = [
-            (each.envelope.id, 0, plan.at) for each in accepted if self._must_admit(each) and not each.external
+            (each.envelope.id, 0, plan.at) for each in accepted if must_admit(each) and not each.external
         ]
+        plan.accepted = accepted
         if plan.made:
             self._finish(plan)
+            plan.decided = time.perf_counter()
             await self.store.write(plan.writes)
         return True
 
     async def _step_by_step(self, plan: Plan, batch: list[Incoming]) -> None:
         """Lock the lanes, drop repeats, load what decisions lack, decide again, save."""
-        pending = self._accept(plan, batch)
-        admitting = [each for each in pending if self._must_admit(each)]
+        pending = self._reception.accept(plan, batch)
         if not pending and not plan.made:
             return
         async with self.store.unit() as unit:
             await unit.lock([_standing(lane) for lane in plan.lanes.values()])
-            if admitting:
-                pending = await self._admit(plan, unit, pending, admitting)
+            pending = await admit(plan, unit, pending, self._clock.now(), inbox_on=self._defences.inbox)
+            plan.accepted = pending
             while pending:
                 pending, missing = self._fold(plan, pending)
                 if missing:
-                    await self._load(plan, unit, missing)
+                    await self._loader.load(plan, unit, missing)
             self._finish(plan)
+            plan.decided = time.perf_counter()
             await unit.save(plan.writes)
 
-    # --- decoding --------------------------------------------------------------------------------------------
-
-    def _accept(self, plan: Plan, batch: Sequence[Incoming]) -> list[Accepted]:
-        """The commands of a batch; what is not one becomes a dead letter, or stops its lane."""
-        accepted = []
-        for record in batch:
-            lane = plan.lanes.get(record.lane)
-            if lane is None or not lane.usable:
-                continue
-            if record.offset >= 0 and lane.handed and lane.was_handed(record.headers):
-                plan.skip(lane, record.offset)
-                continue
-            if record.decoded is not None:
-                lane.handed[record.decoded[0].id] = None
-                envelope, command = record.decoded
-                accepted.append(Accepted(lane, -1, command, envelope, record.key_text, record))
-                plan.advance(lane, -1)
-                continue
-            try:
-                envelope = decode_headers(record.headers)
-                if plan.poison is not None and lane.ingress:
-                    raise Malformed("poison", plan.poison)
-                if len(record.body or b"") > MESSAGE_BYTES_MAX:
-                    raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
-                if lane.ingress:
-                    self._forward(plan, lane, record, envelope)
-                else:
-                    accepted.append(self._decode(lane, record, envelope))
-            except Malformed as error:
-                if error.code in ("unknown_type", "unknown_schema_version") and not lane.ingress:
-                    self._stop(lane, f"{error} at offset {record.offset}; a newer release may know it")
-                    continue
-                self._bury(plan, lane, record, error.code, error.detail)
-            plan.advance(lane, record.offset)
-            plan.handled[lane.id] = plan.handled.get(lane.id, 0) + 1
-        return accepted
-
-    def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
-        if envelope.schema_version > SCHEMA_VERSION:
-            raise Malformed("unknown_schema_version", f"schema version {envelope.schema_version} of {envelope.type}")
-        if not UUID_PATTERN.match(envelope.id):
-            raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
-        if not envelope.tenant_id:
-            raise Malformed("missing_header", "ce_tenantid is required")
-        command = registry.decode_command(envelope.type, record.body, trusted=not envelope.fingerprint)
-        aggregate_id = command.aggregate_id(envelope.tenant_id, envelope.id)
-        if record.offset >= 0:
-            if record.key != aggregate_id.encode():
-                raise Malformed("misrouted", f"the key of {envelope.type} must be {aggregate_id}")
-            known = aggregate_id in lane.aggregates  # Then it has been checked before.
-            if not known and partition_of(aggregate_id, self._partitions.commands) != lane.id:
-                raise Malformed("misrouted", f"{aggregate_id} does not belong to partition {lane.id}")
-            age = self._clock.now() - record.timestamp if record.timestamp else 0.0
-            if age > self.limits.record_age_seconds_max:
-                raise Malformed("expired", f"the record is {age:.0f} s old")
-        return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
-
-    def _forward(self, plan: Plan, lane: Lane, record: Incoming, envelope: Envelope) -> None:
-        if self._ingress is None:
-            raise Malformed("unauthenticated", "nothing is accepted on ingress here")
-        envelope, command = self._ingress(envelope, record.body)
-        key = command.aggregate_id(envelope.tenant_id, envelope.id)
-        partition = partition_of(key, self._partitions.commands)
-        plan.send(
-            lane,
-            Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id),
-        )
-
-    def _stop(self, lane: Lane, reason: str) -> None:
-        lane.stopped = reason
-        log.error("lane %d stops: %s", lane.id, reason)
-
-    def _bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
-        """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
-        letter = letter_of(record, lane.id, code, detail, plan.at)
-        if self._defences.dead_letters:
-            plan.bury(lane, letter)
-        if not any(name == "ce_fingerprint" for name, _ in record.headers):
-            plan.died[lane.id] = plan.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
-        log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
-
-    def _count(self, plan: Plan) -> None:
-        """A lane of commands on which too many records die has met something that needs a person."""
-        for lane_id, handled in plan.handled.items():
-            plan.lanes[lane_id].handled += handled
-        for lane_id, died in plan.died.items():
-            lane = plan.lanes[lane_id]
-            lane.died += died
-            enough = lane.handled >= self.limits.dead_window_records
-            if not lane.ingress and enough and lane.died > self.limits.dead_ratio * lane.handled:
-                self._stop(lane, f"{lane.died} of {lane.handled} records died")
-
     # --- deciding --------------------------------------------------------------------------------------------
-
-    def _must_admit(self, accepted: Accepted) -> bool:
-        return accepted.external or not accepted.command.compare_and_set
-
-    async def _admit(self, plan: Plan, unit: Any, pending: list[Accepted], admitting: list[Accepted]) -> list[Accepted]:
-        """Drop what was handled before; who sent it from outside is told the stored outcome again."""
-        at = self._clock.now()
-        outcomes = [
-            Outcome(
-                e.envelope.id,
-                e.envelope.tenant_id,
-                e.envelope.type,
-                e.envelope.fingerprint,
-                "pending",
-                b"",
-                at,
-            )
-            for e in _first(admitting, external=True)
-        ]
-        # A re-driven command from outside has an outcome already: the inbox tells the repeats of the re-drive.
-        redriven = [e for e in _first(admitting, external=True) if e.envelope.redrive]
-        first = [*_first(admitting, external=False), *redriven]
-        inbox = [(e.envelope.id, e.envelope.redrive, at) for e in first]
-        admitted = await unit.admit(inbox, outcomes)
-        if not self._defences.inbox:
-            return pending
-        seen: dict[tuple[str, int], Accepted] = {}
-        fresh = []
-        for each in pending:
-            key = (each.envelope.id, each.envelope.redrive)
-            stored = admitted.outcomes.get(each.envelope.id) if each.external else None
-            repeat = key in admitted.repeats
-            if self._must_admit(each) and key in seen:
-                continue  # The same record twice in this batch: the first one answers.
-            if stored is not None and (repeat or not each.envelope.redrive or stored.status != "failed"):
-                self._answer_again(plan, each, stored)
-            elif not repeat:
-                seen[key] = each
-                fresh.append(each)
-        return fresh
-
-    def _answer_again(self, plan: Plan, accepted: Accepted, stored: Outcome) -> None:
-        if stored.fingerprint == accepted.envelope.fingerprint:
-            plan.reply(accepted, stored.status, stored.body)
-            return
-        refusal = Rejected("idempotency_key_reused", "this key was used for another request", status=422)
-        plan.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
 
     def _fold(self, plan: Plan, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
         """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
@@ -561,7 +395,7 @@ class Kernel:
     def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
         """A bug met this command, or Postgres refuses it: a dead letter, and nobody waits for it for ever."""
         record = accepted.incoming or Incoming(accepted.lane.id, -1, None, (), accepted.command.encode())
-        self._bury(plan, accepted.lane, record, code, detail)
+        self._reception.bury(plan, accepted.lane, record, code, detail)
         if accepted.external:
             problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
             plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
@@ -570,58 +404,6 @@ class Kernel:
         if told is not None:
             message_id = derive(meta.message_id, f"failed:{told.type}:0")
             plan.send(accepted.lane, plan.command_record(accepted.lane, message_id, told, meta))
-
-    async def _load(self, plan: Plan, unit: Any, missing: list[tuple[Accepted, Missing]]) -> None:
-        """Read what the decisions lack: by table, all aggregates at once."""
-        by_id: dict[type[Any], dict[str, Accepted]] = {}
-        by_parent: dict[type[Any], dict[str, Accepted]] = {}
-        facts: dict[type[Any], set[str]] = {}
-        for accepted, lack in missing:
-            for kind, id in lack.rows:
-                if not id or self._specs[kind].whole:
-                    by_parent.setdefault(kind, {})[accepted.aggregate_id] = accepted
-                else:
-                    by_id.setdefault(kind, {})[id] = accepted
-            for kind, id in lack.facts:
-                facts.setdefault(kind, set()).add(id)
-        for kind, wanted in by_id.items():
-            for id, row in _by_id(await unit.load(self._specs[kind], list(wanted)), wanted).items():
-                self._keep(plan, wanted[id], kind, id, row)
-        for kind, parents in by_parent.items():
-            spec = self._specs[kind]
-            for row in await unit.load_live(spec, list(parents)):
-                self._keep(plan, parents[getattr(row, spec.parent)], kind, row.id, row)
-            for id, accepted in parents.items():
-                accepted.lane.aggregate(id).groups.add(kind)
-        for kind, ids in facts.items():
-            found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
-            for id in ids:
-                plan.facts[kind, id] = found.get(id)
-                if kind in self._immutable and found.get(id) is not None:
-                    self._remember(kind, id, found[id])
-
-    def _keep(self, plan: Plan, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
-        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
-        plan.touched.add((accepted.lane.id, accepted.aggregate_id))
-        key = (kind, id)
-        if row is not None and getattr(row, self._specs[kind].parent) != accepted.aggregate_id:
-            # Named by a command for another aggregate (or tenant): as if it did not exist, and not held.
-            aggregate.rows[key] = None
-            return
-        if key in plan.held and key in aggregate.rows:
-            return  # Changed by this very batch: what is in memory is newer.
-        aggregate.rows[key] = row
-        plan.held.add(key)
-        if row is None and kind is self._head(accepted):
-            aggregate.whole = True
-
-    def _head(self, accepted: Accepted) -> type[Any]:
-        return self._domains[type(accepted.command)].head
-
-    def _remember(self, kind: type[Any], id: str, row: Any) -> None:
-        if len(self._facts) >= self.limits.facts_max:
-            self._facts.pop(next(iter(self._facts)))
-        self._facts[kind, id] = row
 
     # --- writing and sending ---------------------------------------------------------------------------------
 
@@ -643,7 +425,7 @@ class Kernel:
         plan.finish()
 
     def _committed(self, plan: Plan) -> None:
-        self._count(plan)
+        self._reception.count(plan)
         if not plan.writes.advances:
             return
         plan.committed()
@@ -667,6 +449,32 @@ class Kernel:
         for made in plan.made.values():
             made.lane.shrink()
 
+    def _tell(self, plan: Plan, *, at_once: bool) -> None:
+        """Telemetry of a committed batch: one call, however many records it held."""
+        if self._telemetry is SILENT or not plan.decided:
+            return
+        now, writes = time.perf_counter(), plan.writes
+        records = Counter(accepted.command.type for accepted in plan.accepted)
+        moved_on = sum(count for id, count in plan.handled.items() if plan.lanes[id].ingress)
+        if moved_on:
+            records[INGRESS_TYPE] = moved_on
+        self._telemetry.batch(
+            Batch(
+                records=records,
+                rows=sum(len(rows) for made in (writes.inserts, writes.updates) for rows in made.values()),
+                events=len(writes.events),
+                outs=len(writes.outbox),
+                steps=len(plan.started),
+                ended=len(plan.finished),
+                dead_letters=len(writes.dead_letters),
+                deciding_seconds=plan.decided - plan.began,
+                committing_seconds=now - plan.decided,
+                at_once=at_once,
+            )
+        )
+        if self._telemetry.traces and plan.accepted:
+            self._telemetry.handled([each.envelope for each in plan.accepted], plan.at, self._clock.now())
+
     async def fire_timers(self) -> None:
         """Move the due timers of our lanes to their outbox and send them. Raises as `handle` does."""
         lanes = {id: lane for id, lane in self.lanes.items() if lane.usable and not lane.ingress}
@@ -683,7 +491,7 @@ class Kernel:
                     self._finish(plan)
                     await unit.save(plan.writes)
         except Fenced as fenced:
-            self._give_up(fenced.lanes, "fenced")
+            self._lose(fenced)
         except Unknown as unknown:
             self._give_up(due, str(unknown))
         else:
@@ -706,7 +514,7 @@ class Kernel:
         try:
             await self.store.write(Writes(advances=advances, trim=True))
         except Fenced as fenced:
-            self._give_up(fenced.lanes, "fenced")
+            self._lose(fenced)
         except Unknown as unknown:
             self._give_up([lane.id for lane in idle], str(unknown))
         else:
@@ -736,22 +544,6 @@ def _type_of(record: Incoming) -> str:
     return text(next((value for name, value in record.headers if name == "ce_type"), b""))[:64]
 
 
-def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys(wanted)
-    found.update((row.id, row) for row in rows)
-    return found
-
-
-def _first(admitting: Sequence[Accepted], *, external: bool) -> list[Accepted]:
-    """One record per id: the same id twice in one statement is an error in Postgres."""
-    return list(
-        {(e.envelope.id, e.envelope.redrive): e for e in reversed(admitting) if e.external is external}.values()
-    )
-
-
 def _retrieved(future: asyncio.Future[None]) -> None:
     if not future.cancelled() and future.exception() is not None:
         log.warning("a send failed: %s", future.exception())
-
-
-__all__ = ["Clock", "Defences", "Ingress", "Kernel", "Limits", "Recorded", "SendFailed", "Steps"]

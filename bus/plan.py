@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -127,6 +128,9 @@ class Plan:
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
+        self.accepted: list[Accepted] = []
+        self.began = time.perf_counter()
+        self.decided = 0.0
         self.hints: list[Out] = []
 
     @property

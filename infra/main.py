@@ -17,8 +17,9 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer
 
 from bus import postgres
-from bus.kernel import Defences, Kernel, Limits
+from bus.kernel import Kernel
 from bus.lanes import Lane
+from bus.limits import Defences, Limits
 from bus.plan import Partitions
 from bus.postgres import PostgresStore, load_row
 from bus.producer import Producer
@@ -318,6 +319,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             limits=Limits(decide_records_max=settings.batch_records_max, rows_max=settings.batch_rows_max),
             defences=extras.defences,
             immutable_facts=frozenset({Version}),
+            telemetry=parts.told.bus,
         )
         running = Worker(
             kernel,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -260,10 +260,10 @@ class _Growth:
             lane = row["id"]
             logged, outs = await self._store.unsent(lane, row["sent"])
             records = [
-                replace(event_record(each, partitions), partition=partition_of(each.recorded.aggregate_id, len(events)))
+                event_record(each, partitions)._replace(partition=partition_of(each.recorded.aggregate_id, len(events)))
                 for each in logged
             ]
-            records += [replace(out, partition=self._lane(out.key)) if out.topic == COMMANDS else out for out in outs]
+            records += [out._replace(partition=self._lane(out.key)) if out.topic == COMMANDS else out for out in outs]
             records.sort(key=lambda record: record.position)
             if records:
                 await producer.publish(records)

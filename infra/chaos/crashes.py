@@ -15,7 +15,8 @@ import asyncpg
 import orjson
 
 from bus import postgres
-from bus.kernel import Kernel, Limits
+from bus.kernel import Kernel
+from bus.limits import Limits
 from bus.plan import Partitions
 from bus.postgres import PostgresStore
 from bus.producer import Producer

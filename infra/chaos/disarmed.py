@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from bus.kernel import Defences
+from bus.limits import Defences
 from bus.producer import BusUnavailable, Producer
 from bus.store import Advance, SendFailed, Writes
 from infra.settings import Settings

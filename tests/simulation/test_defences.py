@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.kernel import Defences
+from bus.limits import Defences
 from tests.simulation.faults import Rates
 from tests.simulation.world import World, simulate
 

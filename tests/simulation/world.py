@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bus.kernel import Defences, Limits
 from bus.lanes import INGRESS_BASE
+from bus.limits import Defences, Limits
 from bus.plan import Partitions
 from bus.store import Out, Writes
 from handlers.programs import Programs

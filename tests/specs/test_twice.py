@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bus.kernel import Defences, Kernel
+from bus.kernel import Kernel
+from bus.limits import Defences
 from bus.plan import Partitions
 from bus.store import Incoming, Out
 from handlers import access, catalog

@@ -1,0 +1,84 @@
+"""Loading: what decisions lack in memory is read, by table, for all aggregates of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bus.decider import Key, Missing
+from bus.plan import Accepted, Plan
+from bus.store import Unit
+from infra.db import TableSpec
+from schemas.messages import Command
+
+
+class Loader:
+    """Reads rows into the aggregates of lanes. `facts`: immutable rows of other aggregates, kept between batches."""
+
+    def __init__(
+        self,
+        specs: Mapping[type[Any], TableSpec],
+        heads: Mapping[type[Command], type[Any]],
+        immutable: frozenset[type[Any]],
+        facts_max: int,
+    ) -> None:
+        self.facts: dict[Key, Any] = {}
+        self._specs = specs
+        self._heads = heads
+        self._immutable = immutable
+        self._facts_max = facts_max
+
+    async def load(self, plan: Plan, unit: Unit, missing: list[tuple[Accepted, Missing]]) -> None:
+        """Read what the decisions lack: by table, all aggregates at once."""
+        by_id: dict[type[Any], dict[str, Accepted]] = {}
+        by_parent: dict[type[Any], dict[str, Accepted]] = {}
+        facts: dict[type[Any], set[str]] = {}
+        for accepted, lack in missing:
+            for kind, id in lack.rows:
+                if not id or self._specs[kind].whole:
+                    by_parent.setdefault(kind, {})[accepted.aggregate_id] = accepted
+                else:
+                    by_id.setdefault(kind, {})[id] = accepted
+            for kind, id in lack.facts:
+                facts.setdefault(kind, set()).add(id)
+        for kind, wanted in by_id.items():
+            for id, row in _by_id(await unit.load(self._specs[kind], list(wanted)), wanted).items():
+                self._keep(plan, wanted[id], kind, id, row)
+        for kind, parents in by_parent.items():
+            spec = self._specs[kind]
+            for row in await unit.load_live(spec, list(parents)):
+                self._keep(plan, parents[getattr(row, spec.parent)], kind, row.id, row)
+            for id, accepted in parents.items():
+                accepted.lane.aggregate(id).groups.add(kind)
+        for kind, ids in facts.items():
+            found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
+            for id in ids:
+                plan.facts[kind, id] = found.get(id)
+                if kind in self._immutable and found.get(id) is not None:
+                    self._remember(kind, id, found[id])
+
+    def _keep(self, plan: Plan, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
+        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
+        plan.touched.add((accepted.lane.id, accepted.aggregate_id))
+        key = (kind, id)
+        if row is not None and getattr(row, self._specs[kind].parent) != accepted.aggregate_id:
+            # Named by a command for another aggregate (or tenant): as if it did not exist, and not held.
+            aggregate.rows[key] = None
+            return
+        if key in plan.held and key in aggregate.rows:
+            return  # Changed by this very batch: what is in memory is newer.
+        aggregate.rows[key] = row
+        plan.held.add(key)
+        if row is None and kind is self._heads[type(accepted.command)]:
+            aggregate.whole = True
+
+    def _remember(self, kind: type[Any], id: str, row: Any) -> None:
+        if len(self.facts) >= self._facts_max:
+            self.facts.pop(next(iter(self.facts)))
+        self.facts[kind, id] = row
+
+
+def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(wanted)
+    found.update((row.id, row) for row in rows)
+    return found

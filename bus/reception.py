@@ -1,0 +1,131 @@
+"""Reception: records become commands of their lanes, or dead letters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from bus.dead_letters import letter_of
+from bus.lanes import Lane
+from bus.limits import Clock, Defences, Limits
+from bus.plan import Accepted, Partitions, Plan
+from bus.store import Incoming, Out
+from schemas import registry
+from schemas.envelope import Envelope, Malformed, decode_headers
+from schemas.messages import SCHEMA_VERSION, UUID_PATTERN, Command
+from schemas.topics import COMMANDS, MESSAGE_BYTES_MAX, partition_of
+
+log = logging.getLogger("agent_platform.kernel")
+
+
+class Ingress(Protocol):
+    """Who may publish to `ingress`, and what becomes of a record there."""
+
+    def __call__(self, envelope: Envelope, body: bytes) -> tuple[Envelope, Command]:
+        """The command to move on. Raises Malformed with the reason of refusal."""
+
+
+class Reception:
+    """Decodes what comes in: checks who may send it, whom it is for, and whether this release knows it."""
+
+    def __init__(
+        self, partitions: Partitions, clock: Clock, limits: Limits, defences: Defences, ingress: Ingress | None
+    ) -> None:
+        self._partitions = partitions
+        self._clock = clock
+        self._limits = limits
+        self._defences = defences
+        self._ingress = ingress
+
+    def accept(self, plan: Plan, batch: Sequence[Incoming]) -> list[Accepted]:
+        """The commands of a batch; what is not one becomes a dead letter, or stops its lane."""
+        accepted = []
+        for record in batch:
+            lane = plan.lanes.get(record.lane)
+            if lane is None or not lane.usable:
+                continue
+            if record.offset >= 0 and lane.handed and lane.was_handed(record.headers):
+                plan.skip(lane, record.offset)
+                continue
+            if record.decoded is not None:
+                lane.handed[record.decoded[0].id] = None
+                envelope, command = record.decoded
+                accepted.append(Accepted(lane, -1, command, envelope, record.key_text, record))
+                plan.advance(lane, -1)
+                continue
+            try:
+                envelope = decode_headers(record.headers)
+                if plan.poison is not None and lane.ingress:
+                    raise Malformed("poison", plan.poison)
+                if len(record.body or b"") > MESSAGE_BYTES_MAX:
+                    raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
+                if lane.ingress:
+                    self._forward(plan, lane, record, envelope)
+                else:
+                    accepted.append(self._decode(lane, record, envelope))
+            except Malformed as error:
+                if error.code in ("unknown_type", "unknown_schema_version") and not lane.ingress:
+                    stop(lane, f"{error} at offset {record.offset}; a newer release may know it")
+                    continue
+                self.bury(plan, lane, record, error.code, error.detail)
+            plan.advance(lane, record.offset)
+            plan.handled[lane.id] = plan.handled.get(lane.id, 0) + 1
+        return accepted
+
+    def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
+        if envelope.schema_version > SCHEMA_VERSION:
+            raise Malformed("unknown_schema_version", f"schema version {envelope.schema_version} of {envelope.type}")
+        if not UUID_PATTERN.match(envelope.id):
+            raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
+        if not envelope.tenant_id:
+            raise Malformed("missing_header", "ce_tenantid is required")
+        command = registry.decode_command(envelope.type, record.body, trusted=not envelope.fingerprint)
+        aggregate_id = command.aggregate_id(envelope.tenant_id, envelope.id)
+        if record.offset >= 0:
+            if record.key != aggregate_id.encode():
+                raise Malformed("misrouted", f"the key of {envelope.type} must be {aggregate_id}")
+            known = aggregate_id in lane.aggregates  # Then it has been checked before.
+            if not known and partition_of(aggregate_id, self._partitions.commands) != lane.id:
+                raise Malformed("misrouted", f"{aggregate_id} does not belong to partition {lane.id}")
+            age = self._clock.now() - record.timestamp if record.timestamp else 0.0
+            if age > self._limits.record_age_seconds_max:
+                raise Malformed("expired", f"the record is {age:.0f} s old")
+        return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
+
+    def _forward(self, plan: Plan, lane: Lane, record: Incoming, envelope: Envelope) -> None:
+        if self._ingress is None:
+            raise Malformed("unauthenticated", "nothing is accepted on ingress here")
+        envelope, command = self._ingress(envelope, record.body)
+        key = command.aggregate_id(envelope.tenant_id, envelope.id)
+        partition = partition_of(key, self._partitions.commands)
+        plan.send(
+            lane,
+            Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id),
+        )
+
+    def bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
+        """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
+        letter = letter_of(record, lane.id, code, detail, plan.at)
+        if self._defences.dead_letters:
+            plan.bury(lane, letter)
+        if not any(name == "ce_fingerprint" for name, _ in record.headers):
+            plan.died[lane.id] = plan.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
+        log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
+
+    def count(self, plan: Plan) -> None:
+        """A lane of commands on which too many records die has met something that needs a person."""
+        for lane_id, handled in plan.handled.items():
+            plan.lanes[lane_id].handled += handled
+        for lane_id, died in plan.died.items():
+            lane = plan.lanes[lane_id]
+            lane.died += died
+            enough = lane.handled >= self._limits.dead_window_records
+            if not lane.ingress and enough and lane.died > self._limits.dead_ratio * lane.handled:
+                stop(lane, f"{lane.died} of {lane.handled} records died")
+
+
+def stop(lane: Lane, reason: str) -> None:
+    """A lane stands still from here on: an operator must act."""
+    lane.stopped = reason
+    log.error("lane %d stops: %s", lane.id, reason)
