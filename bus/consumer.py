@@ -49,6 +49,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         super().__init__(*topics, **options)
         self._next: dict[TopicPartition, int] = {}
         self._holes: dict[tuple[TopicPartition, int], int] = {}
+        self._gone_back: dict[TopicPartition, int] = {}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         super().seek(partition, offset)
@@ -66,6 +67,14 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             return offset
         return self._holes.get((TopicPartition(record.topic, record.partition), offset), offset)
 
+    def gone_back(self) -> dict[TopicPartition, int]:
+        """Partitions that since the last call were read from before where they stood, and from which offset.
+
+        Nobody asked for that: the topic was made anew, or lost its records.
+        """
+        found, self._gone_back = self._gone_back, {}
+        return found
+
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Polled:
         """As the library's, but one round may exceed `max_records` after a record that it could not decode."""
         try:
@@ -80,6 +89,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     def _passed(self, place: TopicPartition, records: list[Any]) -> None:
         """Note where a partition is read on, and what there is not between its records."""
         due = self._next.get(place, records[0].offset)
+        if records[0].offset < due:
+            self._gone_back[place] = records[0].offset
         self._next[place] = records[-1].offset + 1
         if records[-1].offset - due + 1 == len(records):
             return

@@ -132,12 +132,13 @@ class Kernel:
 
     async def drain(self, lane: Lane) -> None:
         """Send what the lane made and nobody acknowledged, in order. Raises SendFailed."""
+        position = lane.position
         events, outs = await self.store.unsent(lane.id, lane.sent)
         records = [event_record(logged, self._partitions) for logged in events] + list(outs)
         records.sort(key=lambda record: record.position)
         if records:
             await self.log.publish(records)
-            lane.sent = max(lane.sent, records[-1].position)
+        lane.sent = max(lane.sent, position)  # Also if the last of it was an outbox row that is trimmed already.
         lane.forget_sending()
 
     # --- one batch -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -26,6 +26,8 @@ log = logging.getLogger("agent_platform.worker")
 
 GROUP = "agent-platform"
 POLL_MILLISECONDS = 2
+METADATA_MILLISECONDS = 10_000
+"""How long a topic that was made anew, or has more partitions, may go unnoticed."""
 SWEEP_SECONDS = 0.25
 COMMIT_SECONDS = 2.0
 RECLAIM_SECONDS = 0.25
@@ -81,7 +83,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stopping = asyncio.Event()
         self._busy = asyncio.Lock()
         self._stored_stops: set[tuple[int, int]] = set()
-        self._broker = KafkaBroker(bootstrap, client_id=client_id, logger=log, log_level=logging.DEBUG)
+        self._broker = KafkaBroker(
+            bootstrap,
+            client_id=client_id,
+            metadata_max_age_ms=METADATA_MILLISECONDS,
+            logger=log,
+            log_level=logging.DEBUG,
+        )
         self._subscriber = self._broker.subscriber(
             prefix + COMMANDS,
             prefix + INGRESS,
@@ -206,11 +214,20 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _on_records(self, _: Any) -> None:
         message = self._broker.context.get_local("message")
+        self._stop_lost(self._consumer.gone_back())
         self._intake.extend(self._incoming(record) for record in message.raw_message)
         self._wake.set()
         if len(self._intake) > INTAKE_RECORDS_MAX:
             self._room.clear()
             await self._room.wait()
+
+    def _stop_lost(self, gone_back: Mapping[TopicPartition, int]) -> None:
+        """A topic that was made anew gives offsets that its lanes have passed: what is there would count as late."""
+        for place, offset in gone_back.items():
+            lane = self.kernel.lanes.get(self._lane_id(place.topic, place.partition))
+            if lane is not None and lane.usable and offset < lane.next_offset:
+                lane.stopped = f"next offset {lane.next_offset}, but the topic goes on at {offset}: it was made anew"
+                log.error("lane %d stops: %s; `ap lanes adopt` goes on", lane.id, lane.stopped)
 
     def _incoming(self, record: Any) -> Incoming:
         return Incoming(
