@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TextIO, TypeVar
 
 import orjson
 import typer
@@ -150,6 +150,9 @@ def replay(
     settings = _settings(data)
     bootstrap, prefix = settings.required_kafka_bootstrap, settings.topic_prefix
     _known_topic(topic)
+    if since == "latest" and until:
+        _complain("--from latest goes on until Ctrl-C: there is no --until for it")
+        raise typer.Exit(2)
 
     async def work() -> Any:
         destination: Any
@@ -168,7 +171,7 @@ def replay(
 
     report = _refusable(work())
     if as_json:
-        _print_json(report.document())
+        _print_json(report.document(), sys.stderr if where == "-" else None)
     else:
         again = f", going on where group {group} stood" if report.resumed else ""
         print(f"{report.taken} of {report.read} records handed on{again}", file=sys.stderr)
@@ -283,8 +286,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     raise typer.Exit(2)
 
 
-def _print_json(document: Any) -> None:
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+def _print_json(document: Any, file: TextIO | None = None) -> None:
+    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
 
 
 def _complain(text: str) -> None:

@@ -378,6 +378,8 @@ async def test_ap_replay_and_ap_events_export(past: Past, tmp_path: Path, monkey
     assert (code, "there is no topic 'evnets'" in output) == (2, True), output
     code, output = await said("replay", "out.jsonl", "--from", "now")
     assert (code, "--from 'now' is no time" in output) == (2, True), output
+    code, output = await said("replay", "out.jsonl", "--from", "latest", "--until", "0:1")
+    assert (code, "there is no --until for it" in output) == (2, True), output
 
     code, output = await said("events", "export", "--aggregate", run, "--out", "log.jsonl")
     assert (code, read(tmp_path / "log.jsonl")) == (0, events), output
