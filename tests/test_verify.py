@@ -387,6 +387,10 @@ def with_a_dead_letter_without_reason(records: list[Record], worked: Worked) -> 
     return records
 
 
+def without_commands(records: list[Record]) -> list[Record]:
+    return [record for record in records if record.topic != COMMANDS]
+
+
 def with_everything_sent_again(records: list[Record], worked: Worked) -> list[Record]:
     return [*records, *(record for record in records if record.topic in (EVENTS, DEAD_LETTERS))]
 
@@ -414,6 +418,19 @@ async def test_what_is_broken_on_a_topic_is_reported(
     settings = await topics_copy(worked.settings, prefix, lambda records: change(records, worked))
     report = await examine(settings)
     assert named(report, invariant, *(part.format(done=worked.done) for part in parts)), report.document()
+
+
+async def test_causes_from_before_the_topic_of_commands_begins_are_noted_not_reported(
+    broken: tuple[Settings, asyncpg.Connection], worked: Worked
+) -> None:
+    settings, database = broken
+    await database.execute("DELETE FROM inbox")
+    assert (await examine(settings)).violations["I5"]
+    prefix = f"t{uuid.uuid4().hex[:12]}."
+    await topics_copy(worked.settings, prefix, without_commands)
+    report = await examine(settings.model_copy(update={"topic_prefix": prefix}))
+    assert not report.violations["I5"], report.document()
+    assert "causes from before topic commands begins" in " ".join(report.notes)
 
 
 async def test_late_duplicates_on_a_topic_are_no_violation(worked: Worked) -> None:

@@ -21,6 +21,8 @@ from schemas import registry, runtime
 from schemas.messages import UUID_PATTERN
 
 EVENTS_PER_COMPARISON = 2_000
+Causes = dict[str, tuple[int, float]]
+"""Ids of messages with the lane and the time of what they caused."""
 
 _LOG = """SELECT aggregate_id, seq, lane, type, tenant_id, at, actor, correlation_id, causation_id, traceparent, data
 FROM event ORDER BY aggregate_id, seq"""
@@ -66,9 +68,9 @@ async def histories(system: System) -> AsyncIterator[History]:
         yield history
 
 
-async def check_log(system: System) -> set[str]:
+async def check_log(system: System) -> Causes:
     """Check every history. Returns causes that keep no inbox row: they must be on the topic of commands."""
-    unresolved: set[str] = set()
+    unresolved: Causes = {}
     batch: list[History] = []
     events = 0
     async for history in histories(system):
@@ -96,29 +98,30 @@ def _of_one(history: History) -> Iterator[tuple[str, Iterator[str]]]:
         yield "I7", lease_tokens(history)
 
 
-async def _of_many(system: System, batch: Sequence[History]) -> set[str]:
+async def _of_many(system: System, batch: Sequence[History]) -> Causes:
     await fold.compare(system, batch)
     return await causes(system, batch)
 
 
-async def causes(system: System, batch: Sequence[History]) -> set[str]:
+async def causes(system: System, batch: Sequence[History]) -> Causes:
     """I5: the cause of every event left its inbox row or its outcome; others are returned."""
     ids = {each.causation_id for history in batch for each in history}
     wanted = sorted(id for id in ids if UUID_PATTERN.match(id))
     inbox = await known(system.database, _INBOX, wanted)
     outcomes = {str(row[0]): row for row in await system.database.fetch(_OUTCOMES, wanted)}
-    unresolved: set[str] = set()
+    unresolved: Causes = {}
     for history in batch:
-        lacking = set()
+        lacking: Causes = {}
         for each in history:
             outcome = outcomes.get(each.causation_id)
             if outcome is not None and outcome["status"] not in ("succeeded", "pending"):
                 problem = f"{each.aggregate_id}/{each.seq}: its command {each.causation_id} was {outcome['status']}"
                 system.report.add("I5", [problem])
             elif outcome is None and each.causation_id not in inbox and each.at > system.now - KEPT_SECONDS:
-                lacking.add(each.causation_id)
+                lacking[each.causation_id] = (each.lane, each.at)
         if lacking:
-            unresolved |= lacking - derived_causes(history)
+            derived = derived_causes(history)
+            unresolved |= {id: where for id, where in lacking.items() if id not in derived}
     return unresolved
 
 
