@@ -22,7 +22,8 @@ from gateway.ports import Candidate, Outcome
 from gateway.problems import not_found
 from gateway.routing import Asked, Body
 from gateway.state import Gateway, new_id
-from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run, shown_node_run, shown_run
+from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run
+from projections.runtime_shown import shown_node_run, shown_run
 from schemas.messages import Command, JsonObject, derive
 from schemas.runtime import NODE_ENDED, RUN_ENDED, ExecuteNode, ExecuteRun, Worker
 

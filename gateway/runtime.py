@@ -21,7 +21,8 @@ from gateway.progress import (
 )
 from gateway.routing import Action, CommandBody, Listing, Object, Post, Read, Route, Target
 from gateway.time_travel import PARAMETERS, ListThen, ReadThen
-from projections.runtime import NODE_RUNS, RUNS, NodeRun, shown_node_run, shown_run
+from projections.runtime import NODE_RUNS, RUNS, NodeRun
+from projections.runtime_shown import shown_node_run, shown_run
 from schemas.messages import Code, ForeignId, Id, JsonObject, Text
 from schemas.runtime import CancelRun, CreateRun, InitialNode, SetNodeStatus, SetRunStatus, Worker
 

@@ -19,9 +19,9 @@ from gateway.problems import Problem, invalid_field, not_found
 from gateway.routing import Listing, Read, path_id, within_object
 from gateway.state import Gateway
 from infra.db import instant
-from projections import runtime
 from projections.fold import FoldRows
 from projections.runtime import RUNS
+from projections.runtime_fold import evolve
 from schemas.messages import JsonObject
 
 PARAMETERS = ("at_seq", "at")
@@ -120,7 +120,7 @@ async def _then(gateway: Gateway, tenant_id: str, run_id: str, moment: Moment) -
         began = began or recorded.at
         if moment.at is not None and recorded.at > moment.at:
             break
-        rows.apply(runtime.evolve, recorded)
+        rows.apply(evolve, recorded)
         last = recorded.seq
     if moment.seq is not None and last < moment.seq:
         detail = f"the run has come to seq {last}"

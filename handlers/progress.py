@@ -10,8 +10,9 @@ from typing import Any, cast
 import orjson
 
 from bus.decider import After, Decision, Meta, Rows
-from handlers.edges import Enabled, Iteration, Resolution, iteration_text, parse_iteration
+from handlers.edges import Enabled, Iteration, iteration_text
 from handlers.evaluate import NodeError, check_size, evaluate
+from handlers.run_reader import RunReader, shared_loops
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
 from schemas.expressions import EvaluationError
@@ -26,7 +27,7 @@ UNWINDING = frozenset({"failing", "compensating", "cancelling"})
 _DEFAULT_RETRY = RetryPolicy()
 
 
-class Progress:
+class Progress(RunReader):
     """One decision about one run. Every generator here yields decisions; what it reads next is the state after.
 
     `available(node)`: whether effects of that node can run here. `jitter`: 0..1, drawn from the message's id.
@@ -41,19 +42,12 @@ class Progress:
         available: Callable[[Node], bool],
         share: int,
     ) -> None:
-        self._rows = rows
-        self._program = program
-        self._run_id = run_id
+        super().__init__(rows, program, run_id)
         self._meta = meta
         self._available = available
         self._share = share
         self._queue: deque[Enabled] = deque()
-        self._counts: Callable[[int], bool] | None = None
         self._superfluous: frozenset[int] | None = None
-
-    @property
-    def run(self) -> Run:
-        return cast(Run, self._rows.get(Run, self._run_id))
 
     # --- going on --------------------------------------------------------------------------------------------
 
@@ -450,108 +444,7 @@ class Progress:
             while enabled := self._next():
                 yield from self._begin(enabled)
 
-    # --- reading ---------------------------------------------------------------------------------------------
-
-    def _resolve(
-        self,
-        node: Node,
-        iteration: Iteration,
-        takes: Callable[[str | None], bool],
-        *,
-        leaving: bool = False,
-        taken: list[int] | None = None,
-    ) -> Resolution:
-        """All edges out of a node at once. `leaving`: only those that leave its loop can be taken."""
-        resolution = self._resolution()
-        edges = [self._program.edges[index] for index in node.outgoing]
-        may = {edge.index: takes(edge.label) and (not leaving or node.loops[-1] in edge.exits) for edge in edges}
-        if taken is not None:
-            taken.extend(index for index in may if may[index])
-        # What is taken leaves a loop before a back edge that is not taken ends it.
-        for edge in sorted(edges, key=lambda edge: (not may[edge.index], edge.back_of is not None)):
-            resolution.edge(edge, iteration, may[edge.index])
-        return resolution
-
-    def _resolution(self) -> Resolution:
-        return Resolution(self._rows, self._program, self._run_id, self._counts_of())
-
-    def _counts_of(self) -> Callable[[int], bool] | None:
-        """Which nodes can run at all, if the run began in the middle of the graph."""
-        if self.run.initial_node is None:
-            return None
-        if self._counts is None:
-            self._counts = _reachable(self._program, self._program.by_id[self.run.initial_node]).__contains__
-        return self._counts
-
-    def _reaches(self, index: int) -> bool:
-        counts = self._counts_of()
-        return counts is None or counts(index)
-
-    def _scope(self, node: Node, iteration: Iteration, row: NodeRun | None) -> JsonObject:
-        run = self.run
-        current: JsonObject = {"node_id": node.id}
-        compensates = row.path.split("/")[0] if row is not None and "/" in row.path else None
-        if compensates:
-            current["compensates"] = compensates
-            made_up = self._program.nodes[self._program.by_id[compensates]]
-            iteration = parse_iteration(cast(NodeRun, row).iteration, len(made_up.loops))
-        scope: JsonObject = {
-            "state": run.state,
-            "inputs": run.inputs,
-            "current": current,
-            "run": {"id": run.id},
-        }
-        if node.references:
-            loops = self._program.nodes[self._program.by_id[compensates]].loops if compensates else ()
-            scope["nodes"] = self._outputs(node.references, iteration, loops)
-        else:
-            scope["nodes"] = {}
-        return scope
-
-    def _outputs(self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...]) -> JsonObject:
-        """What the templates of a node read of others; of what shares `loops` that iteration's, else the last."""
-        ids: dict[str, str] = {}
-        for name in sorted(references):
-            other = self._program.nodes[self._program.by_id[name]]
-            depth = len(other.loops)
-            within = iteration[: _shared(loops, other.loops)]
-            if len(within) == depth:
-                ids[name] = node_run_id(self._run_id, name, iteration_text(within))
-            elif last := self._resolution().latest(other, within):
-                ids[name] = last
-        self._rows.want(NodeRun, ids.values())
-        found: JsonObject = {}
-        for name, id in ids.items():
-            row = self._rows.get(NodeRun, id)
-            if row is not None and row.status == "completed":
-                found[name] = {"output": row.output, "text": row.output_text, "error": row.error}
-        return found
-
-    def place(self, row: NodeRun) -> tuple[Node, Iteration]:
-        return self._node(row), self._iteration(row)
-
-    def _node(self, row: NodeRun) -> Node:
-        return self._program.nodes[self._program.by_id[row.node_id]]
-
-    def _iteration(self, row: NodeRun) -> Iteration:
-        """The iteration of a node run; of a compensation that of the node it makes up for."""
-        name = row.path.split("/")[0]
-        depth = len(self._program.nodes[self._program.by_id[name]].loops)
-        return parse_iteration(row.iteration, depth)
-
-    def _row(self, node: Node, iteration: Iteration) -> NodeRun | None:
-        return self._rows.get(NodeRun, node_run_id(self._run_id, node.id, iteration_text(iteration)))
-
-    def _names(self, node: Node, iteration: Iteration) -> JsonObject:
-        text = iteration_text(iteration)
-        id = node_run_id(self._run_id, node.id, text)
-        return {
-            "node_run_id": id,
-            "node_id": node.id,
-            "path": node.id,
-            "iteration": text,
-            "node_type": node.type,
-        }
+    # --- what events say ---------------------------------------------------------------------------------------
 
     def _scheduled(self, enabled: Enabled, *, ready: bool, due_at: float = 0.0) -> wire.NodeScheduled:
         return wire.NodeScheduled(**self._names(enabled.node, enabled.iteration), ready=ready, due_at=due_at)
@@ -575,30 +468,14 @@ def _default_output(node: Node) -> JsonObject:
     return (node.config.default_output or {}) if node.config.on_error == "default" else {}
 
 
-def _shared(loops: tuple[int, ...], others: tuple[int, ...]) -> int:
-    """How many loops, from the outermost on, they have in common."""
-    return sum(one == other for one, other in zip(loops, others, strict=False))
-
-
 def _open_iterations(node: Node, in_flight: list[tuple[Node, Iteration]]) -> list[Iteration]:
     """The iterations in which a node may be still to come: the first of each loop inside what is in flight."""
     depth = len(node.loops)
     found = {(1,) * depth}
     for other, iteration in in_flight:
-        shared = _shared(node.loops, other.loops)
+        shared = shared_loops(node.loops, other.loops)
         found.add((*iteration[:shared], *(1,) * (depth - shared)))
     return sorted(found)
-
-
-def _reachable(program: Program, start: int) -> frozenset[int]:
-    found, work = {start}, [start]
-    while work:
-        for index in program.nodes[work.pop()].outgoing:
-            target = program.edges[index].target
-            if target not in found:
-                found.add(target)
-                work.append(target)
-    return frozenset(found)
 
 
 __all__ = ["GOING", "NODES_PER_MESSAGE_MAX", "RUN_ENDED", "UNWINDING", "Progress"]

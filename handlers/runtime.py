@@ -10,9 +10,10 @@ from bus.decider import Decision, Domain, Meta, Rows
 from handlers.evaluate import NodeError, check_size, input_problems
 from handlers.programs import Programs
 from handlers.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
-from projections import runtime as projection
 from projections.catalog import Definition, Version
-from projections.runtime import NodeRun, Run, shown_node_run, shown_run
+from projections.runtime import NodeRun, Run
+from projections.runtime_fold import evolve
+from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
 from schemas.graph import Node
 from schemas.messages import Command, JsonObject, Rejected
@@ -53,7 +54,7 @@ class Runtime:
             name="runtime",
             head=Run,
             decide=decide,
-            evolve=projection.evolve,
+            evolve=evolve,
             events=wire.EVENTS,
             answer=answer,
             failed=failed,

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from bus.decider import Evolve, Recorded
 from infra.db import TableSpec
-from projections import access, catalog, runtime
+from projections import access, catalog, runtime, runtime_fold
 from projections.fold import FoldRows
 from schemas import registry
 
@@ -19,7 +19,7 @@ TABLES: Mapping[Only, Sequence[TableSpec]] = {
     "catalog": catalog.TABLES,
     "access": access.TABLES,
 }
-_FOLDS: Mapping[Only, Evolve] = {"runtime": runtime.evolve, "catalog": catalog.evolve, "access": access.evolve}
+_FOLDS: Mapping[Only, Evolve] = {"runtime": runtime_fold.evolve, "catalog": catalog.evolve, "access": access.evolve}
 EVOLVE: Mapping[str, Evolve] = {
     name: fold for name in registry.EVENTS for domain, fold in _FOLDS.items() if name.startswith(f"{domain}.")
 }

@@ -20,7 +20,8 @@ from infra import main
 from infra.db import changed
 from infra.embedded import EmbeddedStack
 from infra.schema import PROJECTIONS
-from projections.runtime import _BLANK, NODE_RUNS, RUNS, Run, evolve
+from projections.runtime import NODE_RUNS, RUNS, Run
+from projections.runtime_fold import _BLANK, evolve
 from schemas.runtime import RunCreated
 from tests.live import settings_for
 

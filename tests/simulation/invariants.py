@@ -14,7 +14,7 @@ from bus.plan import event_record
 from bus.store import Out
 from infra.db import TableSpec
 from projections import catalog as catalog_rows
-from projections import runtime as runtime_rows
+from projections import runtime_fold
 from schemas import catalog as catalog_wire
 from schemas import registry
 from schemas import runtime as wire
@@ -241,7 +241,7 @@ def _folds(world: World, histories: Histories) -> Iterator[str]:
     memory = _Memory()
     for history in histories.values():
         for each in history:
-            evolve = runtime_rows.evolve if each.event.type.startswith("runtime.") else catalog_rows.evolve
+            evolve = runtime_fold.evolve if each.event.type.startswith("runtime.") else catalog_rows.evolve
             for row in evolve(memory, each):
                 memory.rows[type(row), row.id] = row
     for spec in world.specs:

@@ -1,0 +1,329 @@
+"""How the events of a run change what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from infra.db import changed
+from projections.runtime import Mark, NodeRun, Run
+from schemas import runtime as wire
+from schemas.messages import JsonObject
+
+
+def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
+    """Fold one event of a run: the rows it changes, the header always among them."""
+    event = recorded.event
+    kind = type(event)
+    if kind is wire.RunCreated:
+        return [_created(event, recorded)]
+    run = cast(Run, rows.get(Run, recorded.aggregate_id))
+    fold = _NODE_FOLDS.get(kind)
+    if fold is None:
+        run = changed(run, seq=recorded.seq)
+        return [_compensating(rows, run, event) if kind is wire.RunCompensating else _evolve_run(run, event, recorded)]
+    creates = getattr(event, "node_id", "")  # Only an event that makes a node run names its node.
+    before = None if creates else rows.get(NodeRun, event.node_run_id)
+    node = fold(before or _fresh(run, event, recorded), run, event, recorded)
+    moved: list[Any] = [_moved(run, before, node, recorded), node]
+    moved.extend(Mark(m.id, run.id, run.tenant_id, m.resolved, m.taken, m.note) for m in event.marks)
+    return moved
+
+
+_WEIGHT = {"queued": (1, 0), "running": (1, 0), "pending": (0, 1)}
+_IDLE = (0, 0)
+
+
+def _moved(run: Run, before: NodeRun | None, node: NodeRun, recorded: Any) -> Run:
+    """The header after an event of a node run: counters, the status that follows, and what an end leaves behind."""
+    event = recorded.event
+    was = _WEIGHT.get(before.status, _IDLE) if before else _IDLE
+    now = _WEIGHT.get(node.status, _IDLE)
+    active = run.active + now[0] - was[0]
+    pending = run.pending + now[1] - was[1]
+    fields: JsonObject = {"seq": recorded.seq, "active": active, "pending": pending}
+    if run.status in ("queued", "running", "waiting"):
+        fields["status"] = "waiting" if pending and not active else "running"
+    if not run.started_at:
+        fields["started_at"] = recorded.at
+    kind = type(event)
+    if kind is wire.NodeCompleted:
+        _remember(run, node, event, fields)
+    elif kind is wire.NodeFailed:
+        if "/" in node.path:
+            fields["compensation_failed"] = True
+        elif event.compensable:
+            fields["lost"] = node.id
+    return changed(run, **fields)
+
+
+def _remember(run: Run, node: NodeRun, event: wire.NodeCompleted, fields: JsonObject) -> None:
+    """State, outputs, and the lists of completion."""
+    updates = event.output if node.node_type == "start" and not event.error else event.state_updates
+    if updates:
+        fields["state"] = {**run.state, **updates}
+    if node.node_type == "end":
+        fields["end_output"] = {**(run.end_output or {}), **event.output}
+    elif node.node_type == "answer":
+        fields["output_text"] = event.output_text
+    if event.sink:
+        fields["sink"] = node.id
+    if event.compensable:
+        fields["compensable"] = node.id
+
+
+def _compensating(rows: Any, run: Run, event: wire.RunCompensating) -> Run:
+    lost, compensable = run.lost, run.compensable
+    if event.of != run.compensate_first:
+        below = cast(NodeRun, rows.get(NodeRun, event.of)).below_compensable
+        lost, compensable = (below, compensable) if event.of == lost else (lost, below)
+    return changed(
+        run,
+        status="compensating" if run.status == "failing" else run.status,
+        compensating=event.node_run_id,
+        compensate_first=None,
+        compensable=compensable,
+        lost=lost,
+        compensations=run.compensations + 1,
+    )
+
+
+_BLANK = NodeRun(
+    id="",
+    run_id="",
+    tenant_id="",
+    lane=0,
+    node_id="",
+    path="",
+    iteration="",
+    node_type="",
+    kind="",
+    seq=0,
+    status="queued",
+    attempt=1,
+    requeues=0,
+    input=None,
+    output=None,
+    output_text=None,
+    error=None,
+    route=None,
+    worker="",
+    below_compensable=None,
+    below_sink=None,
+    lease_token=0,
+    ready=False,
+    timeout_seconds=0.0,
+    due_at=0.0,
+    created_at=0.0,
+    started_at=0.0,
+    ended_at=0.0,
+    leased_by=None,
+    lease_until=0.0,
+    deadline_at=0.0,
+    result=None,
+)
+_UNLEASED: JsonObject = {"leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None}
+
+
+def _fresh(run: Run, event: Any, recorded: Any) -> NodeRun:
+    return changed(
+        _BLANK,
+        id=event.node_run_id,
+        run_id=run.id,
+        tenant_id=run.tenant_id,
+        lane=recorded.lane,
+        node_id=event.node_id,
+        path=event.path or event.node_id,
+        iteration=event.iteration,
+        node_type=event.node_type,
+        seq=recorded.seq,
+        created_at=recorded.at,
+    )
+
+
+def _scheduled(before: NodeRun, run: Run, event: wire.NodeScheduled, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        kind=event.kind,
+        status="pending" if event.due_at else "queued",
+        input=event.input,
+        ready=event.ready,
+        lease_token=1 if event.ready else 0,
+        due_at=event.due_at,
+        timeout_seconds=event.timeout_seconds,
+    )
+
+
+def _dispatched(before: NodeRun, run: Run, event: wire.NodeDispatched, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="queued",
+        kind=event.kind,
+        input=event.input,
+        ready=True,
+        attempt=event.attempt,
+        requeues=0,
+        lease_token=event.lease_token,
+        timeout_seconds=event.timeout_seconds,
+        due_at=0.0,
+        started_at=0.0,
+        **_UNLEASED,
+    )
+
+
+def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="queued", attempt=event.attempt, due_at=0.0)
+
+
+def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="running", worker=event.worker, started_at=recorded.at)
+
+
+def _completed(before: NodeRun, run: Run, event: wire.NodeCompleted, recorded: Any) -> NodeRun:
+    return _ended(
+        before,
+        "completed",
+        recorded,
+        event,
+        error=event.error.model_dump() if event.error else None,
+        route=event.route,
+        below_compensable=run.compensable if event.compensable else None,
+        below_sink=run.sink if event.sink else None,
+    )
+
+
+def _failed(before: NodeRun, run: Run, event: wire.NodeFailed, recorded: Any) -> NodeRun:
+    return _ended(
+        before,
+        "failed",
+        recorded,
+        event,
+        error=event.error.model_dump(),
+        below_compensable=run.lost if event.compensable else None,
+    )
+
+
+def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, recorded: Any) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="pending",
+        ready=False,
+        attempt=event.attempt + 1,
+        error=event.error.model_dump(),
+        due_at=event.due_at,
+        **_UNLEASED,
+    )
+
+
+def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, lease_token=event.lease_token, requeues=event.requeues, **_UNLEASED)
+
+
+def _skipped(before: NodeRun, run: Run, event: wire.NodeSkipped, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="skipped", ended_at=recorded.at)
+
+
+def _cancelled(before: NodeRun, run: Run, event: wire.NodeCancelled, recorded: Any) -> NodeRun:
+    return changed(before, seq=recorded.seq, status="cancelled", ready=False, ended_at=recorded.at, **_UNLEASED)
+
+
+_NODE_FOLDS: dict[type[Any], Any] = {
+    wire.NodeScheduled: _scheduled,
+    wire.NodeDispatched: _dispatched,
+    wire.NodeQueued: _queued,
+    wire.NodeStarted: _started,
+    wire.NodeCompleted: _completed,
+    wire.NodeFailed: _failed,
+    wire.NodeRetryScheduled: _retry_scheduled,
+    wire.StepRequeued: _requeued,
+    wire.NodeSkipped: _skipped,
+    wire.NodeCancelled: _cancelled,
+}
+"""By type and not by `match`: pydantic's `isinstance` costs more than the fold itself."""
+
+
+def _ended(
+    before: NodeRun, status: str, recorded: Any, event: wire.NodeCompleted | wire.NodeFailed, **fields: Any
+) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status=status,
+        ready=False,
+        attempt=event.attempt,
+        output=event.output,
+        output_text=event.output_text,
+        worker=event.worker or before.worker,
+        started_at=event.started_at or recorded.at,
+        ended_at=event.ended_at or recorded.at,
+        **_UNLEASED,
+        **fields,
+    )
+
+
+def _created(event: wire.RunCreated, recorded: Any) -> Run:
+    return Run(
+        id=recorded.aggregate_id,
+        tenant_id=recorded.tenant_id,
+        seq=recorded.seq,
+        status="queued",
+        mode=event.mode,
+        workflow_id=event.workflow_id,
+        workflow_version_id=event.workflow_version_id,
+        app_id=event.app_id,
+        app_version_id=event.app_version_id,
+        session_id=event.session_id,
+        inputs=event.inputs,
+        initial_node=event.initial_node,
+        state={},
+        output=None,
+        output_text=None,
+        end_output=None,
+        error=None,
+        allowance=0,
+        active=0,
+        pending=0,
+        compensable=None,
+        lost=None,
+        sink=None,
+        compensating=None,
+        compensate_first=None,
+        compensates=True,
+        compensation_failed=False,
+        compensations=0,
+        correlation_id=recorded.correlation_id,
+        traceparent=recorded.traceparent,
+        actor=recorded.actor,
+        created_at=recorded.at,
+        started_at=0.0,
+        ended_at=0.0,
+    )
+
+
+def _evolve_run(run: Run, event: Any, recorded: Any) -> Run:
+    match event:
+        case wire.StepsAllowed():
+            return changed(run, allowance=event.allowance)
+        case wire.RunFailing():
+            first = event.node_run_id if event.compensable else None
+            return changed(run, status="failing", error=event.error.model_dump(), compensate_first=first)
+        case wire.RunCancelling():
+            return changed(run, status="cancelling", compensates=event.compensate)
+        case wire.RunCompleted():
+            return changed(
+                run,
+                status="completed",
+                output=event.output,
+                output_text=event.output_text,
+                ended_at=recorded.at,
+            )
+        case wire.RunFailed():
+            return changed(run, status="failed", error=event.error.model_dump(), ended_at=recorded.at)
+        case wire.RunCancelled():
+            return changed(run, status="cancelled", ended_at=recorded.at)
+        case wire.RunCompensated():
+            return changed(run, status="compensated", error=event.error.model_dump(), ended_at=recorded.at)
+        case _:
+            raise TypeError(f"{event.type} is not an event of a run")
