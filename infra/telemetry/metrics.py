@@ -40,7 +40,7 @@ class OwnedLane(Protocol):
     @property
     def id(self) -> int: ...
     @property
-    def next_offset(self) -> int: ...
+    def dealt(self) -> int: ...
     @property
     def position(self) -> int: ...
     @property
@@ -183,9 +183,9 @@ class LaneMetrics(Collector):
         for each in self._owned():
             lane, place = each.lane, _place(each.lane.id)
             count += 1
-            lag.add_metric(place, max(0, each.end_offset - lane.next_offset))
+            lag.add_metric(place, max(0, each.end_offset - lane.dealt))
             unsent.add_metric(place, lane.position - lane.sent)
-            offset.add_metric(place, lane.next_offset)
+            offset.add_metric(place, lane.dealt)
             stopped.add_metric(place, 1 if lane.stopped else 0)
         yield GaugeMetricFamily(f"{PREFIX}_lanes_owned", "Lanes that this process owns", value=count)
         yield from (lag, unsent, offset, stopped)

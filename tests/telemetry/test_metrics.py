@@ -16,7 +16,7 @@ STEP = Step("code", "t1", "run", "node-run", "compute", 1, 1, "00-trace")
 @dataclass
 class Standing:
     id: int
-    next_offset: int
+    dealt: int
     position: int
     sent: int
     stopped: str = ""

@@ -105,8 +105,13 @@ async def _worker(settings: Settings, effects: Effects, metrics: Figures) -> Asy
         tasks.extend(asyncio.create_task(duty.run()) for duty in running.duties)
         try:
             yield
-            async with httpx.AsyncClient() as http:
-                _read((await http.get(f"http://127.0.0.1:{running.parts.told.port}/metrics")).text, metrics)
+
+            async def all_handled() -> bool:
+                async with httpx.AsyncClient() as http:
+                    _read((await http.get(f"http://127.0.0.1:{running.parts.told.port}/metrics")).text, metrics)
+                return not any(value for name, value in metrics.items() if name[0] == "agent_platform_lane_lag")
+
+            await until(all_handled)
         finally:
             for task in tasks:
                 task.cancel()
@@ -200,6 +205,14 @@ def test_what_a_step_calls_goes_on_from_its_own_span(seen: Scene) -> None:
     assert called == {f"00-{TRACE}-{span}-01" for span in spans}
 
 
+def test_every_command_of_the_run_is_in_that_trace_with_timers_and_take_over(seen: Scene) -> None:
+    run = seen.runs[TENANT]
+    handled = [s for s in seen.collector.spans if s.attributes.get("agent_platform.aggregate_id") == run]
+    names = {s.name.removeprefix("process runtime.") for s in handled}
+    assert {"create_run", "fail_node", "complete_node", "wake_node", "expire_lease"} <= names
+    assert {s.trace_id for s in handled} == {TRACE}
+
+
 def test_the_tree_hangs_together(seen: Scene) -> None:
     spans = [s for s in seen.collector.spans if s.trace_id == TRACE]
     ids = {s.span_id for s in spans} | {CLIENT_SPAN}
@@ -219,6 +232,14 @@ def test_the_worker_that_took_over_counts_what_it_did(seen: Scene) -> None:
     assert seen.metrics["agent_platform_step_seconds_count", "tool", "completed"] == 1
     assert seen.metrics["agent_platform_lanes_owned",] == 6
     assert seen.metrics["agent_platform_waiting", "steps_leased"] == 0
+    assert seen.metrics["agent_platform_records_total", "runtime.complete_node"] >= 1
+    assert (
+        seen.metrics["agent_platform_batches_total", "at_once"]
+        + seen.metrics["agent_platform_batches_total", "step_by_step"]
+        >= 1
+    )
+    assert seen.metrics["agent_platform_events_total",] >= 3
+    assert seen.metrics["agent_platform_lanes_claimed_total",] >= 6
     assert seen.metrics["agent_platform_lane_lag", "0", "commands"] == 0
 
 
