@@ -93,7 +93,7 @@ async def without(settings: Settings, arm: Arm, *, seed: int, say: Say) -> Concl
     say(f"without {arm.defence} ...")
     async with scene(settings, seed=seed, say=_nothing, off=arm.off) as stage:
         stage.load.keys = arm.keys
-        return await _struck(stage, [arm], HEAL_SECONDS)
+        return await _struck(stage, [arm], HEAL_SECONDS, progress=arm.strike is stand_still)
 
 
 async def with_all(settings: Settings, arms: Sequence[Arm], *, seed: int, say: Say) -> Conclusion:
@@ -103,7 +103,7 @@ async def with_all(settings: Settings, arms: Sequence[Arm], *, seed: int, say: S
         return await _struck(stage, [arm for arm in arms if arm.strike is not stand_still], 180.0)
 
 
-async def _struck(stage: Scene, arms: Sequence[Arm], heal_seconds: float) -> Conclusion:
+async def _struck(stage: Scene, arms: Sequence[Arm], heal_seconds: float, *, progress: bool = False) -> Conclusion:
     async with asyncio.TaskGroup() as group:
         stop = asyncio.Event()
         load = group.create_task(_load_until(stage, stop))
@@ -114,7 +114,7 @@ async def _struck(stage: Scene, arms: Sequence[Arm], heal_seconds: float) -> Con
         stage.calm()
         with contextlib.suppress(TimeoutError):  # The conclusion counts what nobody took.
             await asyncio.wait_for(load, TAKEN_SECONDS)
-    return await stage.conclude(heal_seconds)
+    return await stage.conclude(heal_seconds, progress=progress)
 
 
 async def _load_until(stage: Scene, stop: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from infra.chaos.faults import NobodyThere, Victim
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_COMMIT, BEFORE_REPLY, BEFORE_SEND, BEFORE_WRITE, WORKER_PLACES
 from infra.chaos.proxy import Proxy
-from infra.chaos.scene import Conclusion, Scene, scene
+from infra.chaos.scene import PROGRESS_SECONDS_MIN, Conclusion, Scene, scene
 from infra.embedded.processes import KILL, STOP_GENTLY
 from infra.embedded.state import Role
 from infra.rebuild import rebuild
@@ -76,7 +76,7 @@ async def mix_test(settings: Settings, *, seconds: float, runs_per_second: float
         stage.calm()
         await load
         report.counts["run offered"] += stage.load.started
-        report.conclusion = await stage.conclude()
+        report.conclusion = await stage.conclude(progress=seconds >= PROGRESS_SECONDS_MIN)
         report.crashes = await crash_test(stage.settings, crashes=int(seconds * CRASHES_SHARE), seed=seed, say=say)
         report.counts["crash point, in process"] += report.crashes.counts.total()
         report.conclusion.problems += report.problems + report.crashes.problems

@@ -33,6 +33,8 @@ GIVEN_UP_SHARE_MAX = 0.02
 """A step whose holder died five times fails by design; whoever kills this often must see little of it."""
 PROGRESS_MIN = 0.9
 """Of the runs offered while faults struck, so many must have ended before the last one: else it was an outage."""
+PROGRESS_SECONDS_MIN = 60.0
+"""Of faults: in less time one outage, as wanted as any, decides over the share."""
 DUE_SECONDS = 30.0
 """Runs offered later than this before the faults ended need not have ended with them."""
 
@@ -112,8 +114,11 @@ class Scene:
         """The faults are over: what was offered until now is what progress is measured by."""
         self.calm_at = time.time()
 
-    async def conclude(self, heal_seconds: float = HEAL_SECONDS_MAX) -> Conclusion:
-        """Wait until everything is at rest, then judge; the load must have ended."""
+    async def conclude(self, heal_seconds: float = HEAL_SECONDS_MAX, *, progress: bool | None = None) -> Conclusion:
+        """Wait until everything is at rest, then judge; the load must have ended.
+
+        `progress`: whether to judge that as well; None: if there were faults for long enough.
+        """
         settings, load = self.settings, self.load
         url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap
         self.calm_at = self.calm_at or time.time()
@@ -133,6 +138,10 @@ class Scene:
         done.invariants = found.document()
         await self._measure_progress(done)
         self._problems(done, found, left, len(book.effects(settings.data_dir)) - happened)
+        wanted = self._window_seconds >= PROGRESS_SECONDS_MIN if progress is None else progress
+        if wanted and done.progress < PROGRESS_MIN:
+            share = f"{done.done} of {done.due} runs that were due had ended when the faults ended"
+            done.problems.append(f"too little progress: {share}, {PROGRESS_MIN:.0%} are wanted")
         return done
 
     async def _check_tenants(self, verdict: Verdict) -> None:
@@ -144,9 +153,12 @@ class Scene:
         if self.load.taken and not (figures["rows that bear their tenant's mark"] and figures["lines logged"]):
             verdict.add("nothing to tell tenants by", str(figures))
 
+    @property
+    def _window_seconds(self) -> float:
+        return self.calm_at - min(self.load.offered.values(), default=self.calm_at)
+
     async def _measure_progress(self, done: Conclusion) -> None:
-        window = self.calm_at - min(self.load.offered.values(), default=self.calm_at)
-        until = self.calm_at - min(DUE_SECONDS, window / 2)
+        until = self.calm_at - min(DUE_SECONDS, self._window_seconds / 2)
         due = {id for id, it in self.load.taken.items() if self.load.offered[it.number] <= until}
         done.due = sum(at <= until for at in self.load.offered.values())
         database = await asyncpg.connect(self.settings.required_database_url)
@@ -159,9 +171,6 @@ class Scene:
 
     def _problems(self, done: Conclusion, found: Report, left: dict[str, Any], effects: int) -> None:
         load = self.load
-        if done.progress < PROGRESS_MIN:
-            share = f"{done.done} of {done.due} runs that were due had ended when the faults ended"
-            done.problems.append(f"too little progress: {share}, {PROGRESS_MIN:.0%} are wanted")
         if done.verdict.figures["runs given up after lost leases"] > GIVEN_UP_SHARE_MAX * len(load.taken):
             done.problems.append(f"too many runs given up: {done.verdict.figures}")
         if left:

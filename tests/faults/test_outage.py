@@ -29,7 +29,7 @@ async def test_without_kafka_or_postgres_503_and_never_a_false_promise(folder: P
         async with scene(settings, seed=4, say=say, workers=1, executors=0, vias=("http",)) as stage:
             await _without(stage, servers.kafka.kill, servers.kafka.start)
             await _without(stage, lambda: servers.postgres.stop(immediate=True), _again(servers), reads=True)
-            done = await stage.conclude()
+            done = await stage.conclude(progress=False)  # The outages are most of its time.
     say(str(done.document()))
     assert done.problems == []
     assert done.accepted == 2 * RUNS
