@@ -38,6 +38,9 @@ from schemas.messages import Event, Rejected, derive
 
 log = logging.getLogger("agent_platform.kernel")
 
+CROWD = 16
+"""A batch of so many commands is one of many."""
+
 
 class Steps(Protocol):
     """Who executes steps in this process."""
@@ -435,7 +438,9 @@ class Kernel:
         sending = {id: lane for id, lane in lanes.items() if lane.settle() or not self._defences.order}
         sends = [out for out in plan.sends if out.lane in sending]
         if sends:
-            future = self.log.enqueue(sends, urgent=bool(plan.writes.outbox or plan.finished))
+            # Somebody waits for the end of a run; among many, those made next go with it.
+            urgent = bool(plan.writes.outbox) or (bool(plan.finished) and len(plan.accepted) < CROWD)
+            future = self.log.enqueue(sends, urgent=urgent)
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)

@@ -20,7 +20,7 @@ from schemas.topics import BROKER_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 log = logging.getLogger("agent_platform.producer")
 
 LINGER_SECONDS = 0.005
-"""A request costs the broker far more than a record: rounds of what is not urgent keep this distance."""
+"""A request costs far more than a record: what is not urgent waits so long for company."""
 
 
 class BusUnavailable(Exception):
@@ -56,7 +56,7 @@ class Producer:
         self._producer: AIOKafkaProducer | None = None
         self._queue: list[_Sending] = []
         self._urgent = asyncio.Event()
-        self._last_round = 0.0
+        self._oldest = 0.0
         self._rounds: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Lock = asyncio.Lock()
@@ -81,6 +81,8 @@ class Producer:
                 refused.set_exception(SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}"))
                 return refused
         sending = _Sending(records, asyncio.get_running_loop().create_future())
+        if not self._queue:
+            self._oldest = time.monotonic()
         self._queue.append(sending)
         if urgent:
             self._urgent.set()
@@ -123,12 +125,11 @@ class Producer:
                         sending.future.set_result(None)
 
     async def _linger(self) -> None:
-        """Let what is not urgent wait until LINGER_SECONDS have passed since the last round."""
-        wait = self._last_round + LINGER_SECONDS - time.monotonic()
+        """Let what is not urgent wait for LINGER_SECONDS, or for something that is."""
+        wait = self._oldest + LINGER_SECONDS - time.monotonic()
         if wait > 0 and not self._urgent.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), wait)
-        self._last_round = time.monotonic()
 
     async def _round(self, sendings: Sequence[_Sending]) -> None:
         shares: dict[tuple[str, int], list[Out]] = {}
