@@ -109,8 +109,8 @@ async def workers(bench: Bench) -> None:
     options = bench.options
     most = max(options.in_flight)
     for _ in bench.repeats():
+        await bench.settle()  # Not before each: the pages that go to the log whole after it would be charged to one.
         for count, in_flight in ((1, 2 * most), (2, 2 * most), (1, most)):
-            await bench.settle()
             async with bench.platform.running(count):
                 version = await bench.platform.create_workflow(NODES, NOOP)
                 await bench.platform.until_shared()
