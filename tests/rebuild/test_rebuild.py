@@ -15,7 +15,7 @@ import pytest
 
 from bus.replay import TopicReader
 from handlers.steps.port import StepCall, StepResult
-from infra import main
+from infra import lane_operations, main
 from infra.embedded import EmbeddedStack
 from infra.rebuild import RebuildReport, TargetRefused, rebuild
 from infra.rebuild.comparison import Comparer
@@ -80,7 +80,13 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
         async def start() -> Worked:
             settings = await context.__aenter__()
             async with running(settings) as live:
-                return Worked(settings, **await work(live))
+                ids = await work(live)
+
+                async def rests() -> bool:
+                    return all(lane.next_offset == lane.end for lane in await lane_operations.standings(settings))
+
+                await until(rests)  # What nobody would take any more is stuck, and later reports would say so.
+                return Worked(settings, **ids)
 
         yield runner.run(start())
         runner.run(context.__aexit__(None, None, None))
