@@ -28,6 +28,8 @@ GROUP = "agent-platform"
 POLL_MILLISECONDS = 2
 METADATA_MILLISECONDS = 10_000
 """How long a topic that was made anew, or has more partitions, may go unnoticed."""
+FETCH_BYTES = 128 * 1024
+"""Of one partition at once, or one batch of records if that is larger: what is fetched early only takes memory."""
 SWEEP_SECONDS = 0.25
 COMMIT_SECONDS = 2.0
 RECLAIM_SECONDS = 0.25
@@ -108,6 +110,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             rebalance_timeout_ms=max(10_000, int(session_seconds * 1_000)),
             max_poll_interval_ms=300_000,
             fetch_max_wait_ms=500,
+            max_partition_fetch_bytes=FETCH_BYTES,
             title="commands",
             description="Every command, keyed by its aggregate.",
         )
