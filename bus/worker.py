@@ -178,11 +178,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._broker.stop()
 
     def hand_over(self, records: Iterable[Incoming]) -> None:
-        """Results of steps that this process executed: handled as if they had come back from Kafka.
-
-        Before what was fetched: what has begun comes to its end before more begins.
-        """
-        self._intake.extendleft(records)
+        """Results of steps that this process executed: handled as if they had come back from Kafka."""
+        self._intake.extend(records)
         self._wake.set()
 
     @property
