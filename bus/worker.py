@@ -37,13 +37,16 @@ INTAKE_RECORDS_MAX = 2_000
 
 
 class DatabaseClock:
-    """Database time by our own monotonic clock: its offset is measured anew by `measure`."""
+    """Database time by our own monotonic clock: its offset is measured anew by `measure`.
+
+    In whole microseconds, as RFC 3339 shows them: else a moment read from an event could lie after the event.
+    """
 
     def __init__(self) -> None:
         self._offset = 0.0
 
     def now(self) -> float:
-        return time.monotonic() + self._offset
+        return round(time.monotonic() + self._offset, 6)
 
     async def measure(self, now: Callable[[], Awaitable[float]]) -> None:
         before = time.monotonic()
