@@ -56,7 +56,7 @@ class Steps(Protocol):
 
 
 class Kernel:
-    """Owns lanes and handles their records. Calls of `handle` may overlap if they share no lane; nothing else may.
+    """Owns lanes and handles their records. One call of `handle` or of a duty runs at a time.
 
     `claimable` maps a row type to the test whether such a row is a step to be claimed now.
     """
@@ -102,7 +102,6 @@ class Kernel:
         heads = {command: domain.head for command, domain in self._domains.items()}
         self._loader = Loader(self._specs, heads, immutable_facts, self.limits.facts_max)
         self._rows_per: dict[str, float] = {}
-        self._rows_most = 1.0
         self._telemetry = telemetry
 
     # --- lanes -----------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class Kernel:
 
     def _chunks(self, batch: list[Incoming]) -> Iterable[list[Incoming]]:
         """Split a batch so that each part writes about `rows_max` rows at most, by what such commands wrote lately."""
-        if len(batch) * self._rows_most <= self.limits.rows_max:
+        if len(batch) * max(self._rows_per.values(), default=1.0) <= self.limits.rows_max:
             yield batch
             return
         start, rows = 0, 0.0
@@ -177,9 +176,7 @@ class Kernel:
 
     def _learn(self, type: str, rows: int) -> None:
         known = self._rows_per.get(type, 1.0)
-        self._rows_per[type] = learned = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
-        if learned != known:
-            self._rows_most = max(self._rows_per.values())
+        self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
 
     async def _handle(self, batch: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):

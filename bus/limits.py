@@ -13,7 +13,6 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    decide_records_max: int = 300
     rows_max: int = 4_096
     aggregates_max: int = 400
     facts_max: int = 256

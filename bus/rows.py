@@ -11,15 +11,6 @@ from infra.db import TableSpec
 _UNKNOWN: Any = object()
 
 
-class Facts:
-    """Rows of other aggregates, read within one transaction; immutable ones stay."""
-
-    __slots__ = ("rows",)
-
-    def __init__(self) -> None:
-        self.rows: dict[Key, Any] = {}
-
-
 class Aggregate:
     """What is in memory of one aggregate. `whole`: created under this epoch, so what is not here does not exist.
 

@@ -89,13 +89,12 @@ def _literal(empty: Any) -> str:
     return "''" if empty in ("", b"") else str(empty)
 
 
-def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays], **literals: str) -> _Part:
-    """Insert rows; `literals` are further columns with an expression."""
-    into = ", ".join(f'"{column}"' for column, _ in columns) + "".join(f", {column}" for column in literals)
-    further = "".join(f", {expression}" for expression in literals.values())
+def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays]) -> _Part:
+    """Insert rows."""
+    into = ", ".join(f'"{column}"' for column, _ in columns)
 
     def sql(values: Mapping[str, str], source: str) -> str:
-        return f", {name} AS (INSERT INTO {table} ({into}) SELECT {', '.join(values.values())}{further} FROM {source})"
+        return f", {name} AS (INSERT INTO {table} ({into}) SELECT {', '.join(values.values())} FROM {source})"
 
     return _Part(sql, columns, arrays)
 

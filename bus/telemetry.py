@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemas.envelope import Envelope
 
@@ -33,8 +33,7 @@ class Batch:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One attempt of one step, as its holder begins it. `traceparent`: that of its run."""
 
     kind: str
@@ -81,8 +80,7 @@ class Telemetry(Protocol):
         """A step begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class SilentSpan:
+class SilentSpan(NamedTuple):
     traceparent: str = ""
 
     def end(self, error: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra import cli_bench, cli_chaos, cli_ops, cli_replay, cli_scale
+from infra.cli_terminal import complain
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -191,10 +192,6 @@ def fill_in(settings: Settings) -> Settings:
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def complain(text: str) -> None:
-    print(f"ap: {text}", file=sys.stderr, flush=True)
 
 
 class _FetchProgress:

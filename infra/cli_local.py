@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from infra.cli_terminal import print_json
 from infra.embedded.failures import StackError
 from infra.embedded.processes import is_alive, signal_process
 from infra.embedded.state import State, read_state, stop_leftovers
@@ -72,7 +71,7 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
     running = state is not None and state.is_running
     if settings.database_url is None or settings.kafka_bootstrap is None:
         if as_json:
-            _print_json(status_document(settings.data_dir))
+            print_json(status_document(settings.data_dir))
         else:
             print(f"Nothing is running in {settings.data_dir}.")
         return False
@@ -85,7 +84,7 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
         problems = [str(error)]
     problems += _dead_roles(state) if running and state is not None else []
     if as_json:
-        _print_json(status_document(settings.data_dir) | status.document(seen, problems))
+        print_json(status_document(settings.data_dir) | status.document(seen, problems))
         return not problems
     if running and state is not None:
         _print_state(state, settings.data_dir)
@@ -111,10 +110,6 @@ def _dead_roles(state: State) -> list[str]:
     ]
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
 def _print_state(state: State, data: Path) -> None:
     print(f"Running since {state.since} as process {state.owner.pid} in {data.absolute()}")
     print(f"  {'gateway':<10} {state.gateway_url or 'starting'}")
@@ -138,7 +133,7 @@ def show_config(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         keys = ("name", "value", "default", "source", "description")
         document = {"settings": [dict(zip(keys, row, strict=True)) for row in rows], "unused": unused_names()}
-        print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+        print_json(document)
         return
     width = max(len(row[0]) for row in rows)
     for name, value, default, source, _ in rows:

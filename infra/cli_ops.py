@@ -1,17 +1,17 @@
 """Commands for who runs the platform: verify, dead letters, lanes, publishing, schemas."""
 
-import asyncio
 import getpass
 import sys
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 import typer
 
-from infra.settings import Settings, load_settings
+from infra.cli_terminal import attached_settings, complain, print_json, run_or_exit
+from infra.settings import Settings
 
 T = TypeVar("T")
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
@@ -38,8 +38,8 @@ def verify(data: Data = None, as_json: AsJson = False) -> None:
     from infra.verify import INVARIANTS
     from infra.verify import verify as examine
 
-    settings = _settings(data)
-    report = _run(
+    settings = attached_settings(data)
+    report = run_or_exit(
         examine(
             settings.required_database_url,
             settings.required_kafka_bootstrap,
@@ -48,7 +48,7 @@ def verify(data: Data = None, as_json: AsJson = False) -> None:
         )
     )
     if as_json:
-        _print_json(report.document())
+        print_json(report.document())
     else:
         for name, meaning in INVARIANTS.items():
             found = report.found[name]
@@ -78,11 +78,11 @@ def publish(
     from infra import publish as publishing
     from schemas.envelope import Malformed
 
-    settings = _settings(folder)
+    settings = attached_settings(folder)
     try:
         records = publishing.publications(name, _body(body), id=id, tenant_id=tenant, key=key, actor=actor, count=count)
     except Malformed as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(2) from None
 
     async def send() -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def publish(
             return []
         return await publishing.outcomes(settings, records, since=since, seconds=seconds)
 
-    became = _run(send())
+    became = run_or_exit(send())
     for record in records if not wait else ():
         print(record.command_id)
     for each in became:
@@ -108,7 +108,7 @@ def schema(
     from infra import json_schema
 
     if out is None:
-        _print_json(json_schema.documents())
+        print_json(json_schema.documents())
     else:
         print(f"{json_schema.write(out)} schemas in {out}")
 
@@ -129,9 +129,9 @@ def dlq_list(
         chosen = "" if status == "all" else status
         return await dead_letters.page(connection, status=chosen, code=code, tenant_id=tenant, limit=limit)
 
-    letters = [dead_letters.shown(letter) for letter in _with_database(_settings(data), read)]
+    letters = [dead_letters.shown(letter) for letter in _with_database(attached_settings(data), read)]
     if as_json:
-        _print_json(letters)
+        print_json(letters)
         return
     for letter in letters:
         place = f"{letter['topic']}/{letter['partition']}@{letter['offset']}"
@@ -145,8 +145,8 @@ def dlq_show(id: Annotated[str, typer.Argument(metavar="ID")], data: Data = None
     """Show one dead letter with its headers and body as JSON."""
     from bus import dead_letters
 
-    letter = _with_database(_settings(data), lambda connection: dead_letters.find(connection, _uuid(id)))
-    _print_json(dead_letters.shown(letter, with_body=True))
+    letter = _with_database(attached_settings(data), lambda connection: dead_letters.find(connection, _uuid(id)))
+    print_json(dead_letters.shown(letter, with_body=True))
 
 
 @dlq.command("retry")
@@ -156,7 +156,7 @@ def dlq_retry(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> Non
     from bus.producer import Producer
     from infra.topics import as_recorded
 
-    settings = _settings(data)
+    settings = attached_settings(data)
 
     async def again(connection: Any) -> list[Any]:
         partitions = (await as_recorded(settings)).commands_partitions
@@ -190,7 +190,7 @@ def dlq_drop(ids: LetterIds, data: Data = None, as_json: AsJson = False) -> None
             found.append(letter)
         return found
 
-    _print_letters(_with_database(_settings(data), dropped), as_json)
+    _print_letters(_with_database(attached_settings(data), dropped), as_json)
 
 
 @lanes.callback(invoke_without_command=True)
@@ -205,7 +205,7 @@ def lanes_list(data: Data = None, as_json: AsJson = False) -> None:
     """Show every lane: where it stands, where its topic ends, and why it is stopped."""
     from infra import lane_operations
 
-    _print_lanes(_run(lane_operations.standings(_settings(data))), as_json)
+    _print_lanes(run_or_exit(lane_operations.standings(attached_settings(data))), as_json)
 
 
 @lanes.command("adopt")
@@ -219,7 +219,7 @@ def lanes_adopt(
     """Accept a lane's topic as it is now: go on from its begin (nothing is missed), its end, or from here."""
     from infra import lane_operations
 
-    settings = _settings(data)
+    settings = attached_settings(data)
     standing = _operate(lambda: lane_operations.adopt(settings, lane_operations.lane_id(lane), at, force=force))
     _print_lanes([standing], as_json)
 
@@ -229,7 +229,8 @@ def lanes_resend(data: Data = None) -> None:
     """Send all events of the log again, as when topic `events` was lost; let no worker run meanwhile."""
     from infra import lane_operations
 
-    print(f"{_run(lane_operations.resend(_settings(data)))} events go out again when workers claim their lanes")
+    events = run_or_exit(lane_operations.resend(attached_settings(data)))
+    print(f"{events} events go out again when workers claim their lanes")
 
 
 @lanes.command("skip")
@@ -237,40 +238,13 @@ def lanes_skip(lane: LaneName, force: Force = False, data: Data = None, as_json:
     """Step over the one record that a stopped lane stands at; it becomes a dead letter."""
     from infra import lane_operations
 
-    settings = _settings(data)
+    settings = attached_settings(data)
     standing, letter = _operate(lambda: lane_operations.skip(settings, lane_operations.lane_id(lane), force=force))
     if as_json:
-        _print_json(standing.document() | {"dead_letter": letter.id})
+        print_json(standing.document() | {"dead_letter": letter.id})
         return
     _print_lanes([standing], as_json)
     print(f"the record is dead letter {letter.id}")
-
-
-# --- shared --------------------------------------------------------------------------------------------------
-
-
-def _settings(data: Path | None) -> Settings:
-    from infra.cli import attach
-
-    return attach(load_settings(data_dir=data))
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; what a person can mend is one line and exit code 2."""
-    import asyncpg
-    from aiokafka.errors import KafkaError
-
-    from bus.producer import BusUnavailable
-    from bus.replay import ReadStalled, TopicMissing
-    from bus.store import SendFailed, Unavailable
-
-    try:
-        return asyncio.run(work)
-    except (KafkaError, BusUnavailable, SendFailed, TopicMissing, ReadStalled) as error:
-        _complain(f"Kafka: {error}")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, Unavailable) as error:
-        _complain(f"Postgres: {error}")
-    raise typer.Exit(2)
 
 
 def _with_database(settings: Settings, act: Any) -> Any:
@@ -287,9 +261,9 @@ def _with_database(settings: Settings, act: Any) -> Any:
             await connection.close()
 
     try:
-        return _run(connected())
+        return run_or_exit(connected())
     except (LetterNotFound, NotRetriable) as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -300,9 +274,9 @@ def _operate(act: Any) -> Any:
         return await act()
 
     try:
-        return _run(acting())
+        return run_or_exit(acting())
     except LaneRefused as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -326,7 +300,7 @@ def _uuid(value: str) -> str:
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        _complain(f"{value!r} is no id of a dead letter")
+        complain(f"{value!r} is no id of a dead letter")
         raise typer.Exit(2) from None
 
 
@@ -343,7 +317,7 @@ def _print_letters(letters: Iterable[Any], as_json: bool) -> None:
 
     shown = [dead_letters.shown(letter) for letter in letters]
     if as_json:
-        _print_json(shown)
+        print_json(shown)
         return
     for letter in shown:
         print(f"{letter['id']}  {letter['status']}  {letter['type']}  {letter['message_id']}")
@@ -351,16 +325,8 @@ def _print_letters(letters: Iterable[Any], as_json: bool) -> None:
 
 def _print_lanes(standings: Iterable[Any], as_json: bool) -> None:
     if as_json:
-        _print_json([standing.document() for standing in standings])
+        print_json([standing.document() for standing in standings])
         return
     for each in standings:
         why = f"  stopped: {each.stopped}" if each.stopped else ""
         print(f"{each.name:<12} at {each.next_offset} of {each.begin}..{each.end}, epoch {each.epoch}{why}")
-
-
-def _print_json(document: Any) -> None:
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
-def _complain(text: str) -> None:
-    print(f"ap: {text}", file=sys.stderr, flush=True)

@@ -4,12 +4,11 @@ import contextlib
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
 import typer
 
-from infra.settings import Settings, load_settings
+from infra.cli_terminal import attached_settings, complain, print_json, run_or_exit
 
 T = TypeVar("T")
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
@@ -41,12 +40,12 @@ def rebuild(
     from infra import rebuild as rebuilding
 
     if check and target:
-        _complain("--check compares the tables in use; --target fills others: choose one")
+        complain("--check compares the tables in use; --target fills others: choose one")
         raise typer.Exit(2)
-    settings = _settings(data)
+    settings = attached_settings(data)
     try:
         with _bar() as show:
-            report = _run(
+            report = run_or_exit(
                 rebuilding.rebuild(
                     settings.required_database_url,
                     only=only,
@@ -57,10 +56,10 @@ def rebuild(
                 )
             )
     except rebuilding.TargetRefused as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(2) from None
     if as_json:
-        _print_json(report.document())
+        print_json(report.document())
     else:
         _print_rebuilt(report, target)
     if report.unfoldable or (check and not report.equal):
@@ -147,11 +146,11 @@ def replay(
     """Read a topic again and hand its records to a file, another topic, or a function; nothing is executed."""
     from infra import replay as replaying
 
-    settings = _settings(data)
+    settings = attached_settings(data)
     bootstrap, prefix = settings.required_kafka_bootstrap, settings.topic_prefix
     _known_topic(topic)
     if since == "latest" and until:
-        _complain("--from latest goes on until Ctrl-C: there is no --until for it")
+        complain("--from latest goes on until Ctrl-C: there is no --until for it")
         raise typer.Exit(2)
 
     async def work() -> Any:
@@ -171,7 +170,7 @@ def replay(
 
     report = _refusable(work())
     if as_json:
-        _print_json(report.document(), sys.stderr if where == "-" else None)
+        print_json(report.document(), sys.stderr if where == "-" else None)
     else:
         again = f", going on where group {group} stood" if report.resumed else ""
         print(f"{report.taken} of {report.read} records handed on{again}", file=sys.stderr)
@@ -187,7 +186,7 @@ def tail(
     """Follow the events topic, one line for each event, until Ctrl-C."""
     from infra import replay as replaying
 
-    settings = _settings(data)
+    settings = attached_settings(data)
     printed = replaying.Printed(lambda text: print(text, flush=True), as_json=as_json)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         _refusable(
@@ -212,7 +211,7 @@ def events_export(
     from infra import replay as replaying
     from infra.replay.cloud_events import line
 
-    settings = _settings(data)
+    settings = attached_settings(data)
 
     async def work() -> int:
         bounds = replaying.ExportRange.parse(since, until)
@@ -240,7 +239,7 @@ def _known_topic(name: str) -> None:
 
     known = [topic.name for topic in TOPICS]
     if name not in known:
-        _complain(f"there is no topic {name!r}; there are {', '.join(known)}")
+        complain(f"there is no topic {name!r}; there are {', '.join(known)}")
         raise typer.Exit(2)
 
 
@@ -249,46 +248,10 @@ def _refusable(work: Coroutine[Any, Any, T]) -> T:
     from infra.replay import HandlerFailed, ReplayRefused
 
     try:
-        return _run(work)
+        return run_or_exit(work)
     except ReplayRefused as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(2) from None
     except HandlerFailed as error:
-        _complain(f"the handler failed at {error}")
+        complain(f"the handler failed at {error}")
         raise typer.Exit(1) from None
-
-
-# --- shared --------------------------------------------------------------------------------------------------
-
-
-def _settings(data: Path | None) -> Settings:
-    from infra.cli import attach
-
-    return attach(load_settings(data_dir=data))
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on uvloop; what a person can mend is one line and exit code 2."""
-    import asyncpg
-    import uvloop
-    from aiokafka.errors import KafkaError
-
-    from bus.producer import BusUnavailable
-    from bus.replay import ReadStalled, TopicMissing
-    from bus.store import SendFailed, Unavailable
-
-    try:
-        return uvloop.run(work)
-    except (KafkaError, BusUnavailable, SendFailed, TopicMissing, ReadStalled) as error:
-        _complain(f"Kafka: {error}")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, Unavailable) as error:
-        _complain(f"Postgres: {error}")
-    raise typer.Exit(2)
-
-
-def _print_json(document: Any, file: TextIO | None = None) -> None:
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
-
-
-def _complain(text: str) -> None:
-    print(f"ap: {text}", file=sys.stderr, flush=True)

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
+from infra.cli_terminal import print_json
 from infra.embedded.failures import StackError
 from infra.embedded.state import Scaled, State, Wish, read_state, read_wish, write_wish
 from infra.settings import Settings, SettingsError, load_settings, setting_name
@@ -101,7 +101,7 @@ def topics_list(data: Data = None, as_json: AsJson = False) -> None:
 
     found = asyncio.run(listed(_attached(data)))
     if as_json:
-        print(orjson.dumps([asdict(each) for each in found], option=orjson.OPT_INDENT_2).decode())
+        print_json([asdict(each) for each in found])
         return
     for each in found:
         recorded = "" if each.recorded in (None, each.partitions) else f", {each.recorded} recorded: being grown"

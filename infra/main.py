@@ -97,7 +97,6 @@ async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
     async with _stopping() as stop:
         if not await until_reachable(settings, stop):
             return
-        settings = await topics.check(settings)
         async with worker(settings, extras or Extras()) as running:
             _settle_memory()
             async with _working(stop, running.worker.run(), *(task.run() for task in running.duties)):
@@ -287,13 +286,9 @@ def _noted(sent: asyncio.Future[None]) -> None:
 
 @contextlib.asynccontextmanager
 async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWorker]:
-    """A started worker; leave the block to stop it in order."""
+    """A started worker; leave the block to stop it in order. Raises TopicMismatch."""
+    settings = await topics.check(settings)
     async with _steps(settings, extras, "worker") as parts:
-        recorded = await database.recorded_partitions(settings.sqlalchemy_url)
-        if recorded.get("commands") != settings.commands_partitions:
-            raise topics.TopicMismatch(
-                f"Postgres has {recorded.get('commands')} lanes, the settings say {settings.commands_partitions}"
-            )
         steps = _LaneSteps(parts)
         parts.deliver = steps.deliver
         kinds = frozenset(parts.pool.kinds)
@@ -316,7 +311,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             claimable={NodeRun: _claimable},
             hint=lambda row: _hint(row, settings.steps_partitions),
             ingress=IngressRules(settings.auth_required),
-            limits=Limits(decide_records_max=settings.batch_records_max, rows_max=settings.batch_rows_max),
+            limits=Limits(rows_max=settings.batch_rows_max),
             defences=extras.defences,
             immutable_facts=frozenset({Version}),
             telemetry=parts.told.bus,

@@ -28,6 +28,7 @@ from bus.replay import Extent, TopicReader
 from bus.store import Out
 from bus.worker import GROUP
 from gateway.postgres import LOOKUP_ROLE, READ_ROLE
+from infra import topics
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
 from schemas.topics import COMMANDS, EVENTS, INGRESS, TOPICS, partition_of
@@ -94,7 +95,7 @@ async def listed(settings: Settings) -> list[Listed]:
     finally:
         await pool.close()
     lanes = {row["topic"]: row["lanes"] for row in rows}
-    async with _admin(settings) as admin:
+    async with topics.administration(settings) as admin:
         there = await _partitions(admin, settings, [topic.name for topic in TOPICS])
     return [
         Listed(topic.name, there[topic.name], lanes.get(topic.name), topic.retention_seconds)
@@ -109,7 +110,7 @@ async def grow(settings: Settings, topic: str, partitions: int, reached: Reached
         raise GrowthRefused(_why_not(topic))
     if not 1 <= partitions <= PARTITIONS_MAX:
         raise GrowthRefused(f"a topic has 1 to {PARTITIONS_MAX} partitions, not {partitions}")
-    async with _admin(settings) as admin, _alone(settings) as pool:
+    async with topics.administration(settings) as admin, _alone(settings) as pool:
         recorded: int = await pool.fetchval("SELECT count(*) FROM lane WHERE topic = $1", topic)
         broker = (await _partitions(admin, settings, [topic])).get(topic, 0)
         _check_numbers(topic, recorded, broker, partitions)
@@ -330,16 +331,6 @@ async def _alone(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
             yield pool
     finally:
         await pool.close()
-
-
-@contextlib.asynccontextmanager
-async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def _partitions(admin: AIOKafkaAdminClient, settings: Settings, names: Sequence[str]) -> dict[str, int]:

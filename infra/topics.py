@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
@@ -52,12 +55,8 @@ async def as_recorded(settings: Settings) -> Settings:
 async def check(settings: Settings) -> Settings:
     """`as_recorded`, and the broker agrees. Raises TopicMismatch; a growth that was interrupted is one too."""
     settings = await as_recorded(settings)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
-    await admin.start()
-    try:
+    async with administration(settings) as admin:
         await _check(admin, settings, [topic for topic in TOPICS if topic.name in (topics.COMMANDS, topics.INGRESS)])
-    finally:
-        await admin.close()
     return settings
 
 
@@ -65,9 +64,7 @@ async def create(settings: Settings, extra_step_kinds: tuple[str, ...] = ()) -> 
     """Make the topics that are missing. Raises TopicMismatch for one that has another number of partitions."""
     settings = await as_recorded(settings)
     wanted = [*TOPICS, *(Topic(f"steps.{kind}", 0, 3_600) for kind in extra_step_kinds)]
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
-    await admin.start()
-    try:
+    async with administration(settings) as admin:
         known = set(await admin.list_topics())
         missing = [topic for topic in wanted if settings.topic_prefix + topic.name not in known]
         if missing:
@@ -77,6 +74,15 @@ async def create(settings: Settings, extra_step_kinds: tuple[str, ...] = ()) -> 
                 if topic_errors[1] and error is not TopicAlreadyExistsError:
                     raise error(topic_errors[0])
         await _check(admin, settings, wanted)
+
+
+@contextlib.asynccontextmanager
+async def administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client that may make, change and delete topics."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
+    await admin.start()
+    try:
+        yield admin
     finally:
         await admin.close()
 

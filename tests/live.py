@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import orjson
 
 from bus.producer import Producer
 from bus.worker import Worker
-from infra import main
+from infra import main, topics
 from infra.embedded import EmbeddedStack
 from infra.settings import Settings, load_settings
 from schemas.catalog import CreateDefinition, CreateVersion, definition_id
@@ -117,6 +117,31 @@ async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_S
             if found:
                 return found
             await asyncio.sleep(0.02)
+
+
+async def recreate(settings: Settings, topic: str) -> None:
+    """Delete a topic and make it anew: all its records are gone."""
+    name = settings.topic_prefix + topic
+    async with topics.administration(settings) as admin:
+        await admin.delete_topics([name])
+
+        async def gone() -> bool:
+            return name not in await admin.list_topics()
+
+        await until(gone)
+    await main.create_topics(settings)
+
+
+def lasting(services: EmbeddedStack, name: str, work: Callable[[Settings], Awaitable[T]]) -> Iterator[T]:
+    """What `work` answers on a prepared platform that stays until the caller is done: the body of a fixture."""
+    with asyncio.Runner() as runner:
+        context = prepared(services, name)
+
+        async def start() -> T:
+            return await work(await context.__aenter__())
+
+        yield runner.run(start())
+        runner.run(context.__aexit__(None, None, None))
 
 
 @contextlib.asynccontextmanager

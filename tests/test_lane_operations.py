@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 
 import orjson
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
 
 from bus.lanes import INGRESS_BASE
-from infra import lane_operations, main
+from infra import lane_operations
 from infra.embedded import EmbeddedStack
 from infra.lane_operations import LaneRefused, Standing, lane_id
 from infra.settings import Settings
@@ -20,7 +19,7 @@ from schemas.catalog import CreateDefinition, definition_id
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, partition_of
 from tests.command_line import ap
-from tests.live import TENANT, Live, prepared, running, until
+from tests.live import TENANT, Live, prepared, recreate, running, until
 
 
 @pytest.fixture
@@ -91,22 +90,6 @@ async def test_a_skip_without_a_worker_is_found_by_the_next_one(settings: Settin
         assert await until(lambda: live.database.fetchval(query, definition)) == "a"
         report = await examine(settings)
         assert report.clean, report.document()
-
-
-async def recreate(settings: Settings, topic: str) -> None:
-    name = settings.topic_prefix + topic
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    await admin.start()
-    try:
-        await admin.delete_topics([name])
-
-        async def gone() -> bool:
-            return name not in await admin.list_topics()
-
-        await until(gone)
-        await main.create_topics(settings)
-    finally:
-        await admin.close()
 
 
 async def test_a_topic_that_was_made_anew_must_be_adopted(settings: Settings) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from bus.decider import Recorded
 from infra.embedded import EmbeddedStack
+from infra.rebuild.folding import EVOLVE
 from infra.settings import Settings
 from infra.verify import INVARIANTS, Report, verify
-from infra.verify.fold import EVOLVE
 from infra.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
 from schemas import registry
 from schemas import runtime as wire
@@ -25,7 +25,7 @@ from schemas.messages import Event, derive
 from schemas.runtime import CreateRun
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 from tests.copies import Record, database_copy, topics_copy
-from tests.live import Live, prepared, running, until
+from tests.live import Live, lasting, prepared, running, until
 from tests.schemas.workflows import edge, graph, node
 
 PURE = 260
@@ -92,19 +92,14 @@ async def work(live: Live) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def worked(services: EmbeddedStack) -> Iterator[Worked]:
-    with asyncio.Runner() as runner:
-        context = prepared(services, f"verify_{os.getpid()}")
+    async def start(settings: Settings) -> Worked:
+        async with running(settings) as live:
+            ids = await work(live)
+            report = await examine(settings, settle_seconds=10.0)
+            assert report.clean, report.document()
+        return Worked(settings, **ids)
 
-        async def start() -> Worked:
-            settings = await context.__aenter__()
-            async with running(settings) as live:
-                ids = await work(live)
-                report = await examine(settings, settle_seconds=10.0)
-                assert report.clean, report.document()
-            return Worked(settings, **ids)
-
-        yield runner.run(start())
-        runner.run(context.__aexit__(None, None, None))
+    yield from lasting(services, f"verify_{os.getpid()}", start)
 
 
 async def examine(settings: Settings, **options: float) -> Report:

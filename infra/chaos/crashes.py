@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -34,6 +33,7 @@ from infra.chaos.book import Book
 from infra.chaos.judge import Asked, Verdict, heal, judge
 from infra.chaos.lane_reader import LaneReader
 from infra.chaos.load import Load
+from infra.chaos.places import InterruptedStore
 from infra.chaos.workload import TENANTS, WORKFLOWS, Job, job
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
@@ -296,23 +296,17 @@ class Life:
         return Out(-1, 0, COMMANDS, row.lane, row.run_id, envelope.headers(), command.encode(), row.tenant_id)
 
 
-class CrashingStore:
+class CrashingStore(InterruptedStore):
     """A store whose process may die before, within and after a transaction."""
 
     def __init__(self, inner: PostgresStore, crashes: Crashes) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._crashes = crashes
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    @asynccontextmanager
-    async def unit(self) -> AsyncIterator[Any]:
-        async with self._inner.unit() as unit:
-            yield unit
-            if self._crashes.strikes("in mid-transaction"):
-                unit.connection.terminate()
-                raise Crash("in mid-transaction")
+    def before_commit(self, unit: Any) -> None:
+        if self._crashes.strikes("in mid-transaction"):
+            unit.connection.terminate()
+            raise Crash("in mid-transaction")
 
     async def write(self, writes: Writes) -> None:
         self._crashes.at("before the transaction")

@@ -53,21 +53,34 @@ class Places:
         os.kill(os.getpid(), _SIGNALS[what])
 
 
-class PlacedStore:
-    """A store that passes the places before a transaction, and after its last statement before COMMIT."""
+class InterruptedStore:
+    """A store that something may happen to in mid-transaction: all is written, nothing committed."""
 
-    def __init__(self, inner: Any, places: Places) -> None:
+    def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._places = places
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+    def before_commit(self, unit: Any) -> None:
+        raise NotImplementedError
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[Any]:
         async with self._inner.unit() as unit:
             yield unit
-            self._places.at(BEFORE_COMMIT)
+            self.before_commit(unit)
+
+
+class PlacedStore(InterruptedStore):
+    """A store that passes the places before a transaction, and after its last statement before COMMIT."""
+
+    def __init__(self, inner: Any, places: Places) -> None:
+        super().__init__(inner)
+        self._places = places
+
+    def before_commit(self, unit: Any) -> None:
+        self._places.at(BEFORE_COMMIT)
 
     async def write(self, writes: Writes) -> None:
         self._places.at(BEFORE_WRITE)

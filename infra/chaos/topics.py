@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 
 from bus.worker import GROUP
 from infra import lane_operations, topics
@@ -134,7 +132,7 @@ async def _adopt(stage: Scene, report: TopicsReport) -> None:
 
 async def _made_anew(stage: Scene, topic: str) -> None:
     name = stage.settings.topic_prefix + topic
-    async with _admin(stage.settings) as admin:
+    async with topics.administration(stage.settings) as admin:
         await admin.delete_topics([name])
 
         async def gone() -> bool:
@@ -148,16 +146,6 @@ async def _all_sent(stage: Scene) -> bool:
     rows = await _fetch(stage, "SELECT coalesce(sum(position - sent), 0)::int8 FROM lane")
     lanes = await lane_operations.standings(stage.settings)
     return not rows[0][0] and all(lane.next_offset == lane.end for lane in lanes)
-
-
-@contextlib.asynccontextmanager
-async def _admin(settings: Settings) -> Any:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def _fetch(stage: Scene, sql: str) -> list[Any]:

@@ -67,8 +67,7 @@ class Folder:
                     registry.decode_event(name, data), id, seq, at or 0.0, tenant_id, lane, actor, correlation_id, "",
                     traceparent,
                 )  # fmt: skip
-                for row in EVOLVE[name](rows, recorded):
-                    rows.rows[type(row), row.id] = row
+                rows.apply(EVOLVE[name], recorded)
             except Exception as error:
                 self._give_up(f"seq {seq} ({name}): {type(error).__name__}: {error}")
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import uuid
 
-from aiokafka.admin import AIOKafkaAdminClient
-
-from infra import lane_operations, topics
+from infra import lane_operations
 from infra.embedded import EmbeddedStack
-from infra.settings import Settings
 from schemas.catalog import CreateDefinition
 from schemas.topics import COMMANDS
-from tests.live import Live, prepared, running, until
+from tests.live import Live, prepared, recreate, running, until
 
 
 async def test_what_comes_on_a_topic_made_anew_is_not_taken_for_late(services: EmbeddedStack) -> None:
     async with prepared(services, f"anew_{os.getpid()}") as settings, running(settings) as live:
         for number in range(80):
             await live.do(CreateDefinition(kind="app", code=f"old-{number}", name="A"))
-        await _make_anew(settings)
+        await recreate(settings, COMMANDS)
         ids = [await _sent(live, f"new-{number}") for number in range(8)]
         stopped = await until(lambda: _stopped(live))
         assert all("made anew" in reason or "beyond the topic's end" in reason for reason in stopped.values())
@@ -28,22 +25,6 @@ async def test_what_comes_on_a_topic_made_anew_is_not_taken_for_late(services: E
         for id in ids:
             status, body = await live.outcome(id)
             assert status == "succeeded", body
-
-
-async def _make_anew(settings: Settings) -> None:
-    name = settings.topic_prefix + COMMANDS
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.required_kafka_bootstrap)
-    await admin.start()
-    try:
-        await admin.delete_topics([name])
-
-        async def gone() -> bool:
-            return name not in await admin.list_topics()
-
-        await until(gone)
-    finally:
-        await admin.close()
-    await topics.create(settings)
 
 
 async def _sent(live: Live, code: str) -> str:

@@ -28,7 +28,7 @@ from schemas.runtime import CreateRun, ExecuteRun
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 from tests.command_line import ap
 from tests.copies import database_copy
-from tests.live import Live, prepared, running, until
+from tests.live import Live, lasting, prepared, running, until
 from tests.schemas.workflows import node
 from tests.test_verify import Worked, chain, examine, work
 
@@ -74,22 +74,18 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def worked(services: EmbeddedStack) -> Iterator[Worked]:
     """A platform that has worked and rests: runs that ended, failed, wait; definitions of two tenants."""
-    with asyncio.Runner() as runner:
-        context = prepared(services, f"rebuild_{os.getpid()}")
 
-        async def start() -> Worked:
-            settings = await context.__aenter__()
-            async with running(settings) as live:
-                ids = await work(live)
+    async def start(settings: Settings) -> Worked:
+        async with running(settings) as live:
+            ids = await work(live)
 
-                async def rests() -> bool:
-                    return all(lane.next_offset == lane.end for lane in await lane_operations.standings(settings))
+            async def rests() -> bool:
+                return all(lane.next_offset == lane.end for lane in await lane_operations.standings(settings))
 
-                await until(rests)  # What nobody would take any more is stuck, and later reports would say so.
-                return Worked(settings, **ids)
+            await until(rests)  # What nobody would take any more is stuck, and later reports would say so.
+            return Worked(settings, **ids)
 
-        yield runner.run(start())
-        runner.run(context.__aexit__(None, None, None))
+    yield from lasting(services, f"rebuild_{os.getpid()}", start)
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from bus.replay import TopicMissing, TopicReader
 from bus.worker import GROUP
+from infra import topics
 from infra.embedded import EmbeddedStack
 from infra.replay import (
     ExportRange,
@@ -42,7 +43,7 @@ from schemas.runtime import CreateRun
 from schemas.topics import TOPICS
 from tests.command_line import ap
 from tests.copies import all_records
-from tests.live import Live, prepared, running, until
+from tests.live import Live, lasting, prepared, running, until
 from tests.schemas.workflows import node
 from tests.test_verify import chain
 
@@ -58,17 +59,13 @@ class Past:
 @pytest.fixture(scope="module")
 def past(services: EmbeddedStack) -> Iterator[Past]:
     """A platform that has worked and rests."""
-    with asyncio.Runner() as runner:
-        context = prepared(services, f"replay_{os.getpid()}")
 
-        async def start() -> Past:
-            settings = await context.__aenter__()
-            async with running(settings) as live:
-                runs = await work(live)
-            return Past(settings, runs, await exported(settings))
+    async def start(settings: Settings) -> Past:
+        async with running(settings) as live:
+            runs = await work(live)
+        return Past(settings, runs, await exported(settings))
 
-        yield runner.run(start())
-        runner.run(context.__aexit__(None, None, None))
+    yield from lasting(services, f"replay_{os.getpid()}", start)
 
 
 async def work(live: Live) -> list[str]:
@@ -192,10 +189,8 @@ async def test_an_offset_or_partition_that_is_not_there_is_refused(past: Past, t
 
 async def new_topic(settings: Settings) -> str:
     name = f"copy-{uuid.uuid4().hex[:12]}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    await admin.start()
-    await admin.create_topics([NewTopic(name, 3, 1)])
-    await admin.close()
+    async with topics.administration(settings) as admin:
+        await admin.create_topics([NewTopic(name, 3, 1)])
     return name
 
 
