@@ -48,8 +48,11 @@ class Steps(Protocol):
     def lease(self, row: Any, at: float) -> Any | None:
         """The claimable row leased to this process, or None if there is no room for it."""
 
-    def start(self, row: Any, lane: Lane) -> None:
-        """Execute a leased step whose lease is committed."""
+    def prepare(self, row: Any, lane: Lane) -> Any:
+        """What `start` takes for a leased row: whatever can be done before its lease is committed."""
+
+    def start(self, prepared: Any) -> None:
+        """Execute a step whose lease is committed."""
 
     def give_back(self, row: Any) -> None:
         """A leased step whose lease was not committed."""
@@ -176,7 +179,8 @@ class Kernel:
 
     def _learn(self, type: str, rows: int) -> None:
         known = self._rows_per.get(type, 1.0)
-        self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
+        if rows != known:
+            self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
 
     async def _handle(self, batch: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):
@@ -318,8 +322,21 @@ class Kernel:
         if plan.made:
             self._finish(plan)
             plan.decided = time.perf_counter()
-            await self.store.write(plan.writes)
+            await self._write(plan)
         return True
+
+    async def _write(self, plan: Plan) -> None:
+        """Write a batch; what follows its commit is made ready while Postgres works."""
+        writing = asyncio.ensure_future(self.store.write(plan.writes))
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # The statement is made in the first turn of the loop, and sent at its end.
+            self._prepare(plan)
+            await writing
+        finally:
+            if not writing.done():
+                writing.cancel()
+                await asyncio.wait({writing})
 
     async def _step_by_step(self, plan: Plan, batch: list[Incoming]) -> None:
         """Lock the lanes, drop repeats, load what decisions lack, decide again, save."""
@@ -337,6 +354,7 @@ class Kernel:
             self._finish(plan)
             plan.decided = time.perf_counter()
             await unit.save(plan.writes)
+            self._prepare(plan)
 
     # --- deciding --------------------------------------------------------------------------------------------
 
@@ -378,10 +396,8 @@ class Kernel:
         if plan.poison is not None:
             self._defect(plan, accepted, domain, meta, "poison", plan.poison)
             return
-        before = plan.rows_made
         try:
-            plan.decide(accepted, domain, meta, view)
-            self._learn(command.type, plan.rows_made - before)
+            self._learn(command.type, plan.decide(accepted, domain, meta, view))
         except Missing:
             raise
         except Rejected as refusal:
@@ -395,8 +411,7 @@ class Kernel:
 
     def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
         """A bug met this command, or Postgres refuses it: a dead letter, and nobody waits for it for ever."""
-        record = accepted.incoming or Incoming(accepted.lane.id, -1, None, (), accepted.command.encode())
-        self._reception.bury(plan, accepted.lane, record, code, detail)
+        self._reception.bury(plan, accepted.lane, accepted.record, code, detail)
         if accepted.external:
             problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
             plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
@@ -425,6 +440,12 @@ class Kernel:
                     plan.hints.append(hint)
         plan.finish()
 
+    def _prepare(self, plan: Plan) -> None:
+        """Make ready what is sent and started once the plan is committed."""
+        plan.sends = plan.records()
+        if self._steps:
+            plan.ready = [self._steps.prepare(row, lane) for row, lane in plan.started]
+
     def _committed(self, plan: Plan) -> None:
         self._reception.count(plan)
         if not plan.writes.advances:
@@ -445,8 +466,8 @@ class Kernel:
             best_effort = self.log.enqueue([*plan.replies, *plan.hints])
             best_effort.add_done_callback(_retrieved)
         if self._steps:
-            for row, lane in plan.started:
-                self._steps.start(row, lane)
+            for step in plan.ready:
+                self._steps.start(step)
         for lane, aggregate_id in plan.finished:
             lane.forget(aggregate_id)
         for made in plan.made.values():
@@ -493,6 +514,7 @@ class Kernel:
                 if plan.made:
                     self._finish(plan)
                     await unit.save(plan.writes)
+                    self._prepare(plan)
         except Fenced as fenced:
             self._lose(fenced)
         except Unknown as unknown:

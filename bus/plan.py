@@ -36,6 +36,14 @@ class Accepted(NamedTuple):
     def external(self) -> bool:
         return bool(self.envelope.fingerprint)
 
+    @property
+    def record(self) -> Incoming:
+        """It as the topic bears it."""
+        if self.incoming is not None and self.incoming.decoded is None:
+            return self.incoming
+        key = self.aggregate_id.encode()
+        return Incoming(self.lane.id, -1, key, self.envelope.headers(), self.command.encode())
+
 
 @dataclass(frozen=True, slots=True)
 class Partitions:
@@ -124,18 +132,16 @@ class Plan:
         self.facts: dict[Key, Any] = {}
         self._new: dict[Key, Any] = {}
         self._changed: dict[Key, Any] = {}
+        self._numbered: list[Logged | Out] = []
         self.sends: list[Out] = []
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
+        self.ready: list[Any] = []
         self.accepted: list[Accepted] = []
         self.began = time.perf_counter()
         self.decided = 0.0
         self.hints: list[Out] = []
-
-    @property
-    def rows_made(self) -> int:
-        return len(self._new) + len(self._changed) + len(self.events)
 
     def lane(self, lane: Lane) -> _Made:
         made = self.made.get(lane.id)
@@ -156,8 +162,11 @@ class Plan:
         elif offset >= lane.dealt:
             lane.dealt = offset + 1
 
-    def decide(self, accepted: Accepted, domain: Domain, meta: Meta, view: View) -> None:
-        """Fold one command. Raises Missing or Rejected, or whatever a defect raises, with nothing collected."""
+    def decide(self, accepted: Accepted, domain: Domain, meta: Meta, view: View) -> int:
+        """Fold one command; how many rows that writes at most, events among them.
+
+        Raises Missing or Rejected, or whatever a defect raises, with nothing collected.
+        """
         lane, command = accepted.lane, accepted.command
         head = view.get(domain.head, accepted.aggregate_id)
         seq = head.seq if head is not None else 0
@@ -198,6 +207,7 @@ class Plan:
             self.finished.append((lane, accepted.aggregate_id))
         if accepted.external:
             self.settle(accepted, "succeeded", orjson.dumps(answer), meta.at)
+        return len(view.changed) + len(recorded)
 
     def _keep(self, accepted: Accepted, view: View) -> None:
         if not view.changed:
@@ -331,7 +341,7 @@ class Plan:
                 if isinstance(item, Recorded):
                     logged = Logged(position, item, body)
                     self.writes.events.append(logged)
-                    self.sends.append(event_record(logged, self._partitions))
+                    self._numbered.append(logged)
                 else:
                     out = Out(
                         lane_id,
@@ -344,7 +354,7 @@ class Plan:
                         item.tenant_id,
                     )
                     self.writes.outbox.append(out)
-                    self.sends.append(out)
+                    self._numbered.append(out)
             lane.settle()
             self.writes.advances.append(
                 Advance(lane_id, lane.epoch, lane.next_offset, made.next_offset, position, lane.sent)
@@ -353,6 +363,10 @@ class Plan:
         for rows, target in ((self._new, self.writes.inserts), (self._changed, self.writes.updates)):
             for (kind, _), row in rows.items():
                 target.setdefault(self._specs[kind].name, []).append(row)
+
+    def records(self) -> list[Out]:
+        """What was made, in order, as records to produce."""
+        return [event_record(each, self._partitions) if isinstance(each, Logged) else each for each in self._numbered]
 
     def committed(self) -> None:
         for made, advance in zip((self.made[id] for id in sorted(self.made)), self.writes.advances, strict=True):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class BusUnavailable(Exception):
 class _Sending:
     """One `publish` call that waits for its round."""
 
-    records: Sequence[Out]
+    records: Iterable[Out]
     future: asyncio.Future[None]
 
 
@@ -73,13 +73,11 @@ class Producer:
         if producer is not None:
             await _close(producer)
 
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
-        """Queue records for the next round. The future ends as `publish` does; one too large fails this call alone."""
-        for out in records:
-            if len(out.body) > MESSAGE_BYTES_MAX:
-                refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                refused.set_exception(SendFailed(f"a record of {len(out.body)} bytes is over {MESSAGE_BYTES_MAX}"))
-                return refused
+    def enqueue(self, records: Iterable[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+        """Queue records for the next round, which iterates over them.
+
+        The future ends as `publish` does; a record that is too large or cannot be made fails this call alone.
+        """
         sending = _Sending(records, asyncio.get_running_loop().create_future())
         if not self._queue:
             self._oldest = time.monotonic()
@@ -134,7 +132,7 @@ class Producer:
     async def _round(self, sendings: Sequence[_Sending]) -> None:
         shares: dict[tuple[str, int], list[Out]] = {}
         for sending in sendings:
-            for out in sending.records:
+            for out in _fitting(sending):
                 share = shares.get((out.topic, out.partition))
                 if share is None:
                     shares[out.topic, out.partition] = [out]
@@ -177,6 +175,21 @@ class Producer:
             closing = asyncio.ensure_future(_close(producer))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def _fitting(sending: _Sending) -> Sequence[Out]:
+    """The records of one call, or none of them if that has failed."""
+    try:
+        records = list(sending.records)
+        largest = max((len(out.body) for out in records), default=0)
+        if largest > MESSAGE_BYTES_MAX:
+            raise SendFailed(f"a record of {largest} bytes is over {MESSAGE_BYTES_MAX}")
+    except Exception as error:  # Whatever making a record raises: others must not fail with it.
+        refused = error if isinstance(error, SendFailed) else SendFailed(f"{type(error).__name__} {error}")
+        if not sending.future.done():
+            sending.future.set_exception(refused)
+        return ()
+    return records
 
 
 async def _batches(producer: AIOKafkaProducer, topic: str, partition: int, share: Sequence[Out]) -> list[Any]:

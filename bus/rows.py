@@ -47,8 +47,8 @@ class View:
 
     def get(self, kind: type[Any], id: str) -> Any:
         key = (kind, id)
-        row = self.changed.get(key, _UNKNOWN)
-        if row is _UNKNOWN:
+        row = self.changed.get(key)
+        if row is None:
             row = self._known(key)
             if row is _UNKNOWN:
                 raise Missing(rows=(key,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -25,16 +26,18 @@ VARIANTS_MAX = 4
 
 _UNKNOWN: Any = object()
 
-Arrays = list[list[Any]]
-Columns = Sequence[tuple[str, str]]
-"""Names and types, as Postgres calls them."""
+Arrays = Sequence[Sequence[Any]]
+Dump = Callable[[Any], Any]
+Columns = Sequence[tuple[str, str, Dump | None]]
+"""Names and types, as Postgres calls them, and what makes a value one of that type; None: it is one already."""
 
 
 class _Part:
     """One insert or update of a statement.
 
-    `sql(values, source)` is its text, from an expression for each column by name, and the rows. A column that is
-    empty (null, zero, false) in all rows is a literal and no parameter: that halves what a batch has to encode.
+    `sql(values, source)` is its text, from an expression for each column by name, and the rows. `arrays(rows)`: the
+    values by column. A column that is empty (null, zero, false) in all rows is a literal and no parameter: that
+    halves what a batch has to encode.
     """
 
     def __init__(
@@ -45,11 +48,22 @@ class _Part:
     ) -> None:
         self._sql = sql
         self._columns = columns
+        self._dumps = [dump for _, _, dump in columns]
         self._variants = [0]
         self._empty: list[Any] = [_UNKNOWN] * len(columns)
-        self.arrays = arrays
+        self._arrays = arrays
 
-    def variant(self, arrays: Arrays) -> int:
+    def laid_out(self, rows: Any) -> tuple[int, list[Sequence[Any]]]:
+        """The variant that fits these rows, and its parameters."""
+        arrays = self._arrays(rows)
+        variant = self._variant(arrays)
+        return variant, [
+            array if dump is None else [dump(value) for value in array]
+            for index, (array, dump) in enumerate(zip(arrays, self._dumps, strict=True))
+            if not variant >> index & 1
+        ]
+
+    def _variant(self, arrays: Arrays) -> int:
         """Which columns are literals: bit n for column n. The first column never is, it makes the rows.
 
         Null and zero are not the same: what a column was first empty with is its literal from then on.
@@ -57,10 +71,14 @@ class _Part:
         empty = 0
         for index, array in enumerate(arrays):
             first = array[0]
-            if not first and index and array.count(first) == len(array):
+            if first or not index:
+                continue
+            dump = self._dumps[index]
+            dumped = first if dump is None else dump(first)
+            if not dumped and array.count(first) == len(array):
                 if self._empty[index] is _UNKNOWN:
-                    self._empty[index] = first
-                if self._empty[index] == first:
+                    self._empty[index] = dumped
+                if self._empty[index] == dumped:
                     empty |= 1 << index
         best = max((known for known in self._variants if known & empty == known), key=int.bit_count)
         if best != empty and len(self._variants) < VARIANTS_MAX:
@@ -73,7 +91,7 @@ class _Part:
         values: dict[str, str] = {}
         parameters: list[str] = []
         names: list[str] = []
-        for index, (name, type) in enumerate(self._columns):
+        for index, (name, type, _) in enumerate(self._columns):
             if variant >> index & 1:
                 values[name] = f"{_literal(self._empty[index])}::{type}"
             else:
@@ -91,7 +109,7 @@ def _literal(empty: Any) -> str:
 
 def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays]) -> _Part:
     """Insert rows."""
-    into = ", ".join(f'"{column}"' for column, _ in columns)
+    into = ", ".join(f'"{column}"' for column, _, _ in columns)
 
     def sql(values: Mapping[str, str], source: str) -> str:
         return f", {name} AS (INSERT INTO {table} ({into}) SELECT {', '.join(values.values())} FROM {source})"
@@ -101,58 +119,43 @@ def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arr
 
 def _update(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays]) -> _Part:
     """Update rows by the first column."""
-    (key, _), *mutable = columns
+    (key, _, _), *mutable = columns
 
     def sql(values: Mapping[str, str], source: str) -> str:
-        changes = ", ".join(f'"{column}" = {values[column]}' for column, _ in mutable)
+        changes = ", ".join(f'"{column}" = {values[column]}' for column, _, _ in mutable)
         return f', {name} AS (UPDATE {table} t SET {changes} FROM {source} WHERE t."{key}" = u."{key}")'
 
     return _Part(sql, columns, arrays)
 
 
-def _types(columns: Sequence[Column]) -> Columns:
-    return [(column.name, column.pg_type) for column in columns]
+def _row_columns(columns: Sequence[Column]) -> Columns:
+    return [(column.name, column.pg_type, column.dump) for column in columns]
 
 
-def _column_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
-    getters = [(column.name, column.dump) for column in columns]
+def _row_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
+    values = attrgetter(*(column.name for column in columns))
 
-    def arrays(rows: Any) -> Arrays:
+    def arrays(rows: list[Any]) -> Arrays:
         rows.sort(key=_row_id)
-        return [
-            [getattr(row, name) for row in rows] if dump is None else [dump(getattr(row, name)) for row in rows]
-            for name, dump in getters
-        ]
+        return list(zip(*map(values, rows), strict=True))
 
     return arrays
 
 
-def _row_id(row: Any) -> str:
-    return row.id  # type: ignore[no-any-return]
+_row_id = attrgetter("id")
 
 
 def _columns(text: str) -> Columns:
     """From "name type, name type"."""
     pairs = [part.split() for part in text.split(",")]
-    return [(name, type) for name, type in pairs]
+    return [(name, type, None) for name, type in pairs]
 
 
 def _event_arrays(events: list[Logged]) -> Arrays:
-    recorded = [logged.recorded for logged in events]
-    return [
-        [r.aggregate_id for r in recorded],
-        [r.seq for r in recorded],
-        [r.lane for r in recorded],
-        [logged.position for logged in events],
-        [r.event.type for r in recorded],
-        [r.tenant_id for r in recorded],
-        [r.at for r in recorded],
-        [r.actor for r in recorded],
-        [r.correlation_id for r in recorded],
-        [r.causation_id for r in recorded],
-        [r.traceparent for r in recorded],
-        [logged.body for logged in events],
-    ]
+    positions, recorded, bodies = zip(*events, strict=True)
+    made, ids, seqs, at, tenants, lanes, actors, correlations, causes, traces = zip(*recorded, strict=True)
+    types = [event.type for event in made]
+    return [ids, seqs, lanes, positions, types, tenants, at, actors, correlations, causes, traces, bodies]
 
 
 def _out_arrays(outs: Sequence[Out]) -> Arrays:
@@ -191,7 +194,7 @@ def _timer_arrays(timers: list[Timer]) -> Arrays:
 
 
 def tuple_arrays(rows: Sequence[tuple[Any, ...]]) -> Arrays:
-    return [list(column) for column in zip(*rows, strict=True)]
+    return list(zip(*rows, strict=True))
 
 
 def _outcome_arrays(outcomes: list[Outcome]) -> Arrays:
@@ -212,7 +215,7 @@ _DEAD = _columns(
 
 
 def _dead_letter_arrays(letters: list[DeadLetter]) -> Arrays:
-    return [[getattr(letter, name) for letter in letters] for name, _ in _DEAD]
+    return [[getattr(letter, name) for letter in letters] for name, _, _ in _DEAD]
 
 
 def _timer_sql(values: Mapping[str, str], source: str) -> str:
@@ -239,13 +242,13 @@ class Statements:
 
     def __init__(self, specs: Mapping[str, TableSpec]) -> None:
         self._inserts = {
-            name: _insert(f"i_{name}", name, _types(spec.columns), _column_arrays(spec.columns))
+            name: _insert(f"i_{name}", name, _row_columns(spec.columns), _row_arrays(spec.columns))
             for name, spec in specs.items()
         }
         self._updates = {}
         for name, spec in specs.items():
             columns = (spec.columns[0], *spec.mutable)
-            self._updates[name] = _update(f"u_{name}", name, _types(columns), _column_arrays(columns))
+            self._updates[name] = _update(f"u_{name}", name, _row_columns(columns), _row_arrays(columns))
         self._events = _insert(
             "events",
             "event",
@@ -298,27 +301,24 @@ class Statements:
             (self._outcomes, writes.outcomes),
             (self._dead_letters, writes.dead_letters),
         ]
-        parts: list[tuple[_Part, int, Arrays]] = []
+        parts: list[tuple[_Part, int, int]] = []
+        arguments = advance_arrays(writes.advances)
         for part, rows in found:
             if rows:
-                arrays = part.arrays(rows)
-                parts.append((part, part.variant(arrays), arrays))
-        key = (writes.trim, *((part, variant) for part, variant, _ in parts))
+                first = len(arguments) + 1
+                variant, arrays = part.laid_out(rows)
+                arguments += arrays
+                parts.append((part, first, variant))
+        key = (writes.trim, *parts)
         sql = self._statements.get(key)
         if sql is None:
             sql = self._statements[key] = _assemble(parts, trim=writes.trim)
-        arguments = advance_arrays(writes.advances)
-        for _, variant, arrays in parts:
-            arguments += [array for index, array in enumerate(arrays) if not variant >> index & 1]
         return sql, arguments
 
 
-def _assemble(parts: Sequence[tuple[_Part, int, Arrays]], *, trim: bool) -> str:
-    sql, first = "WITH " + _ADVANCE + (_TRIM if trim else ""), 7
-    for part, variant, arrays in parts:
-        sql += part.at(first, variant)
-        first += len(arrays) - variant.bit_count()
-    return f"{sql}\n{_CHECK}"
+def _assemble(parts: Sequence[tuple[_Part, int, int]], *, trim: bool) -> str:
+    inner = "".join(part.at(first, variant) for part, first, variant in parts)
+    return f"WITH {_ADVANCE}{_TRIM if trim else ''}{inner}\n{_CHECK}"
 
 
 def advance_arrays(advances: Sequence[Advance]) -> list[Any]:

@@ -41,7 +41,7 @@ class SendFailed(Exception):
 class Incoming(NamedTuple):
     """A consumed record. `offset` -1: handed over inside the process, its copy on Kafka follows.
 
-    `decoded`: what is known of its headers and body without decoding them. `follows`: if it is 0 or more, no
+    `decoded`: its headers and body, which are empty here then. `follows`: if it is 0 or more, no
     record exists from there up to `offset`.
     """
 

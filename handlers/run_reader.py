@@ -24,7 +24,7 @@ class RunReader:
 
     @property
     def run(self) -> Run:
-        return cast(Run, self._rows.get(Run, self._run_id))
+        return self._rows.get(Run, self._run_id)  # type: ignore[return-value]  # Nothing is decided about a run without it.
 
     def _resolve(
         self,

@@ -34,7 +34,7 @@ from handlers.runtime import Runtime
 from handlers.steps.code import CodeRunner, SandboxUnavailable
 from handlers.steps.executor import Executor, Heartbeats, Sweeper
 from handlers.steps.leases import Leases
-from handlers.steps.pool import Result, StepPool
+from handlers.steps.pool import Held, Result, StepPool
 from handlers.steps.port import Performer
 from infra import database, topics
 from infra.reachable import until_reachable
@@ -258,12 +258,15 @@ class _LaneSteps:
     def give_back(self, row: NodeRun) -> None:
         self._parts.pool.give_back(row)
 
-    def start(self, row: NodeRun, lane: Lane) -> None:
+    def prepare(self, row: NodeRun, lane: Lane) -> Held:
         run: Run = lane.aggregates[row.run_id].rows[Run, row.run_id]
         program = self._parts.programs.known(run.workflow_version_id)
         assert program is not None  # The decision that made this step had it.
         node = program.nodes[program.by_id[row.node_id]]
-        self._parts.pool.start(row, node, run.traceparent, run.correlation_id)
+        return self._parts.pool.prepare(row, node, run.traceparent, run.correlation_id)
+
+    def start(self, prepared: Held) -> None:
+        self._parts.pool.start(prepared)
 
     async def deliver(self, result: Result) -> None:
         """Results of one turn of the loop go together: to the lane at once, and the same commands to Kafka."""
@@ -275,7 +278,8 @@ class _LaneSteps:
         results, self._results = self._results, []
         assert self.worker is not None
         self.worker.hand_over([result.incoming for result in results])
-        sent = self._parts.producer.enqueue([result.out for result in results], urgent=False)
+        # Made when its round begins: mostly Postgres is at work then, and we are not.
+        sent = self._parts.producer.enqueue((result.out for result in results), urgent=False)
         sent.add_done_callback(_noted)
 
 

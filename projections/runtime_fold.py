@@ -26,7 +26,8 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
     before = None if creates else rows.get(NodeRun, event.node_run_id)
     node = fold(before or _fresh(run, event, recorded), run, event, recorded)
     moved: list[Any] = [_moved(run, before, node, recorded), node]
-    moved.extend(Mark(m.id, run.id, run.tenant_id, m.resolved, m.taken, m.note) for m in event.marks)
+    if event.marks:
+        moved.extend(Mark(m.id, run.id, run.tenant_id, m.resolved, m.taken, m.note) for m in event.marks)
     return moved
 
 

@@ -76,7 +76,7 @@ class Executor:
         program = await self._program(run.version_id)
         self._pool.take(row.kind)
         node = program.nodes[program.by_id[row.node_id]]
-        self._pool.start(row, node, run.traceparent, run.correlation_id, leased_at)
+        self._pool.start(self._pool.prepare(row, node, run.traceparent, run.correlation_id, leased_at))
 
     async def deliver(self, result: Result) -> None:
         """Store an answer and send it; what comes together is stored together."""
@@ -120,7 +120,7 @@ def _noted(sending: asyncio.Future[None]) -> None:
 
 
 def _stored(result: Result) -> bytes:
-    return result.command.type.encode() + b"\n" + result.out.body
+    return result.command.type.encode() + b"\n" + result.command.encode()
 
 
 class Heartbeats:

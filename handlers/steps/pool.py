@@ -45,12 +45,23 @@ class Held:
 
 
 class Result(NamedTuple):
-    """What a step answered, ready for its lane: the record, and the command it holds."""
+    """What a step answered: a command for its lane, handed over as `incoming` or sent as `out`."""
 
     row: NodeRun
     command: CompleteNode | FailNode
-    out: Out
-    incoming: Incoming
+    envelope: Envelope
+
+    @property
+    def out(self) -> Out:
+        row = self.row
+        return Out(
+            -1, 0, COMMANDS, row.lane, row.run_id, self.envelope.headers(), self.command.encode(), row.tenant_id
+        )  # fmt: skip
+
+    @property
+    def incoming(self) -> Incoming:
+        row = self.row
+        return Incoming(row.lane, -1, row.run_id.encode(), (), b"", decoded=(self.envelope, self.command))
 
 
 class StepPool:
@@ -110,16 +121,20 @@ class StepPool:
         self._room[row.kind] += 1
         self._leased_at.pop(row.id, None)
 
-    def start(
+    def prepare(
         self, row: NodeRun, node: Node, traceparent: str, correlation_id: str, leased_at: float | None = None
-    ) -> None:
-        """Execute a step whose lease is committed.
+    ) -> Held:
+        """What `start` takes.
 
         `leased_at`: by our monotonic clock, before the lease began; unless `lease` made it, which knows.
         """
-        since = self._leased_at.pop(row.id) if leased_at is None else leased_at
-        held = Held(row, node, traceparent, correlation_id, since + self.lease_seconds - 0.5, since)
-        self.held[row.id] = held
+        since = self._leased_at[row.id] if leased_at is None else leased_at
+        return Held(row, node, traceparent, correlation_id, since + self.lease_seconds - 0.5, since)
+
+    def start(self, held: Held) -> None:
+        """Execute a step whose lease is committed."""
+        self._leased_at.pop(held.row.id, None)
+        self.held[held.row.id] = held
         held.task = asyncio.ensure_future(self._execute(held))
 
     def renewable(self, older_than_seconds: float) -> list[Held]:
@@ -239,11 +254,7 @@ class StepPool:
             causation_id=row.id,
             traceparent=held.traceparent,
         )
-        body = command.encode()
-        headers = envelope.headers()
-        out = Out(-1, 0, COMMANDS, row.lane, row.run_id, headers, body, row.tenant_id)
-        key = row.run_id.encode()
-        return Result(row, command, out, Incoming(row.lane, -1, key, headers, body, decoded=(envelope, command)))
+        return Result(row, command, envelope)
 
 
 def _described(held: Held) -> Step:

@@ -196,8 +196,11 @@ class Worker(Process):
         self.executing += 1
         return leased(row, self.name, at)
 
-    def start(self, row: NodeRun, lane: Lane) -> None:
-        self.spawn(self._execute(row))
+    def prepare(self, row: NodeRun, lane: Lane) -> NodeRun:
+        return row
+
+    def start(self, prepared: NodeRun) -> None:
+        self.spawn(self._execute(prepared))
 
     async def _execute(self, row: NodeRun) -> None:
         try:

@@ -41,7 +41,7 @@ class Seen:
         assert row is not None
         assert self.pool.room("tool") == 0
         await asyncio.sleep(seconds)
-        self.pool.start(row, _node(), "", "")
+        self.pool.start(self.pool.prepare(row, _node(), "", ""))
         held = self.pool.held[row.id].task
         assert held is not None
         await held
