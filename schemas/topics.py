@@ -25,9 +25,9 @@ class Topic:
 
 
 TOPICS = (
-    Topic(COMMANDS, 24, 7 * 86_400),
+    Topic(COMMANDS, 12, 7 * 86_400),
     Topic(INGRESS, 12, 7 * 86_400),
-    Topic(EVENTS, 24, 7 * 86_400),
+    Topic(EVENTS, 12, 7 * 86_400),
     *(Topic(f"steps.{kind}", 12, 3_600) for kind in STEP_KINDS),
     Topic(REPLIES, 32, 600),
     Topic(LIVE, 12, 600),

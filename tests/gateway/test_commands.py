@@ -24,7 +24,7 @@ async def test_a_command_goes_to_its_aggregates_partition_with_all_that_its_enve
     await http.post(APPS, json=APP, headers={"x-user-id": "ada", "x-request-id": "r-1"})
     envelope, _, partition = world.sent[0]
     assert envelope.subject == natural_id("t1", "app", "a")
-    assert partition == partition_of(envelope.subject, 24)
+    assert partition == partition_of(envelope.subject, 12)
     assert (envelope.actor, envelope.correlation_id, envelope.reply_partition) == ("ada", "r-1", 0)
     assert len(envelope.fingerprint) == 64
     assert envelope.time.endswith("Z")

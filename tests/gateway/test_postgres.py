@@ -65,7 +65,7 @@ async def db(services: EmbeddedStack) -> AsyncIterator[Database]:
     first = await asyncpg.connect(services.database_url)
     await first.execute(f"create database {name}")
     url = services.postgres.url_of(name)
-    await database.migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), 24, 12)
+    await database.migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), 12, 12)
     admin = await asyncpg.connect(url)
     reads = await Postgres.connect(url, connections_max=4)
     try:

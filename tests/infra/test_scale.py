@@ -109,7 +109,7 @@ def test_workers_come_and_go_and_the_next_start_knows(running: Running) -> None:
     made = running.call("POST", "/workflows/apps", tenant_id="t1", code="before", name="Before").json()
     grown = _ap(running.folder, "topics", "grow", "commands", "30", "--restart")
     assert grown.returncode == 0, grown.stderr
-    assert "has 30 partitions, 24 before" in grown.stdout
+    assert "has 30 partitions, 12 before" in grown.stdout
     until(lambda: len(running.pids("worker")) == 2 and len(running.status()["lanes"]) == 42 and running.is_well())
     assert running.call("GET", f"/workflows/apps/{made['id']}").json() == made
     for number in range(8):

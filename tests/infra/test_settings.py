@@ -22,7 +22,7 @@ def test_everything_has_a_default() -> None:
     settings = load_settings()
     assert settings.gateway_host == "127.0.0.1"
     assert settings.gateway_port == 8000
-    assert settings.commands_partitions == 24
+    assert settings.commands_partitions == 12
     assert settings.session_timeout_seconds == 6
     assert not settings.auth_required
 
