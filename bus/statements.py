@@ -21,10 +21,8 @@ _ADVANCE = """a AS (
 )"""
 _TRIM = ", trim AS (DELETE FROM outbox o USING a WHERE o.lane = a.lane AND o.position <= a.sent)"
 _CHECK = "SELECT ap_fence($1::int2[], ARRAY(SELECT id FROM fence))"
-VARIANTS_MAX = 4
-"""Of each part, by which columns are empty: each one is a statement that Postgres plans once a session."""
-
-_UNKNOWN: Any = object()
+PATIENCE_BATCHES = 8
+"""So often in a row a column must have had one value before it counts as constant; twice as often after each error."""
 
 Arrays = Sequence[Sequence[Any]]
 Dump = Callable[[Any], Any]
@@ -36,8 +34,8 @@ class _Part:
     """One insert or update of a statement.
 
     `sql(values, source)` is its text, from an expression for each column by name, and the rows. `arrays(rows)`: the
-    values by column. A column that is empty (null, zero, false) in all rows is a literal and no parameter: that
-    halves what a batch has to encode.
+    values by column. A column that has one and the same value in all rows, batch after batch (a tenant, a status,
+    null), is one parameter and no array: that halves what a batch has to encode.
     """
 
     def __init__(
@@ -48,63 +46,51 @@ class _Part:
     ) -> None:
         self._sql = sql
         self._columns = columns
-        self._dumps = [dump for _, _, dump in columns]
-        self._variants = [0]
-        self._empty: list[Any] = [_UNKNOWN] * len(columns)
         self._arrays = arrays
+        self._streaks = [0] * len(columns)
+        self._patience = [PATIENCE_BATCHES] * len(columns)
 
-    def laid_out(self, rows: Any) -> tuple[int, list[Sequence[Any]]]:
-        """The variant that fits these rows, and its parameters."""
-        arrays = self._arrays(rows)
-        variant = self._variant(arrays)
-        return variant, [
-            array if dump is None else [dump(value) for value in array]
-            for index, (array, dump) in enumerate(zip(arrays, self._dumps, strict=True))
-            if not variant >> index & 1
-        ]
+    def laid_out(self, rows: Any) -> tuple[int, list[Any]]:
+        """The variant for these rows, bit n for column n if that is one parameter, and the parameters."""
+        variant, parameters = 0, []
+        for index, ((_, _, dump), values) in enumerate(zip(self._columns, self._arrays(rows), strict=True)):
+            if dump is not None and values[0] is not None:  # Compared as they are stored: 1 and true are equal in JSON.
+                values = [dump(value) for value in values]
+                dump = None
+            if index and self._constant(index, values):
+                variant |= 1 << index
+                parameters.append(values[0])
+            else:
+                parameters.append(values if dump is None else [dump(value) for value in values])
+        return variant, parameters
 
-    def _variant(self, arrays: Arrays) -> int:
-        """Which columns are literals: bit n for column n. The first column never is, it makes the rows.
-
-        Null and zero are not the same: what a column was first empty with is its literal from then on.
-        """
-        empty = 0
-        for index, array in enumerate(arrays):
-            first = array[0]
-            if first or not index:
-                continue
-            dump = self._dumps[index]
-            dumped = first if dump is None else dump(first)
-            if not dumped and array.count(first) == len(array):
-                if self._empty[index] is _UNKNOWN:
-                    self._empty[index] = dumped
-                if self._empty[index] == dumped:
-                    empty |= 1 << index
-        best = max((known for known in self._variants if known & empty == known), key=int.bit_count)
-        if best != empty and len(self._variants) < VARIANTS_MAX:
-            self._variants.append(empty)
-            return empty
-        return best
+    def _constant(self, index: int, array: Sequence[Any]) -> bool:
+        """Whether a column is taken for constant, and is. Each change of mind is a statement to be planned anew."""
+        settled = self._streaks[index] >= self._patience[index]
+        if len(array) == 1:
+            return settled  # Says nothing about the column.
+        first = array[0]
+        if first == array[-1] and array.count(first) == len(array):
+            self._streaks[index] += 1
+            return settled
+        self._streaks[index] = 0
+        if settled:
+            self._patience[index] *= 2
+        return False
 
     def at(self, first: int, variant: int) -> str:
         """The text of a variant, with its parameters numbered from `first` on."""
         values: dict[str, str] = {}
-        parameters: list[str] = []
+        arrays: list[str] = []
         names: list[str] = []
         for index, (name, type, _) in enumerate(self._columns):
             if variant >> index & 1:
-                values[name] = f"{_literal(self._empty[index])}::{type}"
+                values[name] = f"${first + index}::{type}"
             else:
-                parameters.append(f"${first + len(parameters)}::{type}[]")
+                arrays.append(f"${first + index}::{type}[]")
                 names.append(f'"{name}"')
                 values[name] = f'u."{name}"'
-        return self._sql(values, f"unnest({', '.join(parameters)}) AS u({', '.join(names)})")
-
-
-def _literal(empty: Any) -> str:
-    if empty is None:
-        return "NULL"
-    return "''" if empty in ("", b"") else str(empty)
+        return self._sql(values, f"unnest({', '.join(arrays)}) AS u({', '.join(names)})")
 
 
 def _insert(name: str, table: str, columns: Columns, arrays: Callable[[Any], Arrays]) -> _Part:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from bus.statements import PATIENCE_BATCHES
 from bus.store import Fenced, Outcome, Poison, Store, Unavailable, Unit, Unknown, Writes
 from infra.db import TableSpec
 from infra.schema import PROJECTIONS
@@ -320,3 +321,30 @@ async def test_a_letter_that_dies_again_is_the_same_letter(backend: Backend) -> 
 
 async def test_time_goes_on(backend: Backend) -> None:
     assert 1_700_000_000 < await backend.store.now() <= await backend.store.now()
+
+
+@pytest.mark.parametrize("spec", PROJECTIONS, ids=lambda spec: spec.name)
+async def test_a_column_that_always_had_one_value_may_have_others(backend: Backend, spec: TableSpec) -> None:
+    """The statement takes such a column for constant: that must never show."""
+    (claimed,) = await backend.store.claim([new_lane()], "a")
+    same = sample(spec)
+    alike = [[replace(same, id=new_id()) for _ in range(3)] for _ in range(PATIENCE_BATCHES + 2)]
+    for rows in alike:
+        await backend.store.write(Writes([standing(claimed)], inserts={spec.name: rows}))
+    odd = replace(sample(spec, empty=True), id=new_id())
+    one, true = ({"n": 1}, {"n": True})  # Equal to Python, not to JSON.
+    json = [column.name for column in spec.columns if column.load is not None and column.pg_type == "bytea"]
+    ones, trues = (replace(same, id=new_id(), **dict.fromkeys(json, value)) for value in (one, true))
+    for rows in ([*alike[0][:1], odd], [ones, trues]):
+        fresh = [replace(row, id=new_id()) for row in rows]
+        await backend.store.write(Writes([standing(claimed)], inserts={spec.name: fresh}))
+        stored = await load(backend.store, spec, *(row.id for row in fresh))
+        assert sorted(map(repr, stored)) == sorted(map(repr, fresh))
+    changed = [replace(same, id=row.id) for rows in alike for row in rows]
+    for start in range(0, len(changed), 3):
+        await backend.store.write(Writes([standing(claimed)], updates={spec.name: changed[start : start + 3]}))
+    values = {column.name: getattr(odd, column.name) for column in spec.mutable}
+    other = replace(changed[0], **values)
+    await backend.store.write(Writes([standing(claimed)], updates={spec.name: [other, changed[1]]}))
+    stored = await load(backend.store, spec, other.id, changed[1].id)
+    assert sorted(map(repr, stored)) == sorted(map(repr, (other, changed[1])))
