@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from bus.decider import Rows
 from projections.runtime import Mark
@@ -25,8 +24,7 @@ def parse_iteration(text: str, depth: int) -> Iteration:
     return tuple(map(int, text.split("."))) if depth else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Enabled:
+class Enabled(NamedTuple):
     """A node whose turn has come in an iteration: to run, to be skipped, or to fail before it runs."""
 
     node: Node

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -97,7 +96,7 @@ class Progress(RunReader):
             if node.index not in self._coverable():
                 return enabled
             if self._row(node, iteration) is None:
-                return replace(enabled, why="skip") if self._resolution().covered(node, iteration) else enabled
+                return enabled._replace(why="skip") if self._resolution().covered(node, iteration) else enabled
         return None
 
     def _begin(self, enabled: Enabled) -> Iterator[Decision]:

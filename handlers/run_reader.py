@@ -38,12 +38,13 @@ class RunReader:
         """All edges out of a node at once. `leaving`: only those that leave its loop can be taken."""
         resolution = self._resolution()
         edges = [self._program.edges[index] for index in node.outgoing]
-        may = {edge.index: takes(edge.label) and (not leaving or node.loops[-1] in edge.exits) for edge in edges}
+        may = [(edge, takes(edge.label) and (not leaving or node.loops[-1] in edge.exits)) for edge in edges]
         if taken is not None:
-            taken.extend(index for index in may if may[index])
-        # What is taken leaves a loop before a back edge that is not taken ends it.
-        for edge in sorted(edges, key=lambda edge: (not may[edge.index], edge.back_of is not None)):
-            resolution.edge(edge, iteration, may[edge.index])
+            taken.extend(edge.index for edge, take in may if take)
+        if len(may) > 1:  # What is taken leaves a loop before a back edge that is not taken ends it.
+            may.sort(key=lambda each: (not each[1], each[0].back_of is not None))
+        for edge, take in may:
+            resolution.edge(edge, iteration, take)
         return resolution
 
     def _resolution(self) -> Resolution:
@@ -109,7 +110,7 @@ class RunReader:
 
     def _iteration(self, row: NodeRun) -> Iteration:
         """The iteration of a node run; of a compensation that of the node it makes up for."""
-        name = row.path.split("/")[0]
+        name = row.path.partition("/")[0]
         depth = len(self._program.nodes[self._program.by_id[name]].loops)
         return parse_iteration(row.iteration, depth)
 
