@@ -19,7 +19,7 @@ def _canonical(value: str) -> str:
     return value.lower()
 
 
-def _storable(value: str) -> str:
+def storable(value: str) -> str:
     """Postgres text cannot hold U+0000 and UTF-8 cannot encode lone surrogates."""
     if "\x00" in value:
         raise ValueError("must not contain U+0000")
@@ -33,12 +33,12 @@ def _storable(value: str) -> str:
 Id = Annotated[str, AfterValidator(_canonical)]
 """An id of ours: a uuid as a lower-case string."""
 
-ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_storable)]
+ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
 """An id of somebody else's: an opaque string of at most 128 characters."""
 
-Code = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_storable)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_storable)]
-Text = Annotated[str, StringConstraints(max_length=65_536), AfterValidator(_storable)]
+Code = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
+Text = Annotated[str, StringConstraints(max_length=65_536), AfterValidator(storable)]
 JsonObject = dict[str, Any]
 
 

@@ -18,7 +18,7 @@ from infra.db import changed
 from projections.runtime import NodeRun
 from schemas.envelope import Envelope
 from schemas.graph import Node
-from schemas.messages import derive
+from schemas.messages import JsonObject, derive, storable
 from schemas.runtime import VALUE_BYTES_MAX, CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS
 
@@ -219,9 +219,9 @@ class StepPool:
         except Exception as defect:
             log.exception("executing a %s step failed", row.kind)
             return self._failed(names, started_at, StepFailed("step_error", f"{type(defect).__name__}: {defect}"))
-        if len(orjson.dumps(result.output)) > VALUE_BYTES_MAX or len(result.text or "") > VALUE_BYTES_MAX:
-            too_large = StepFailed("output_too_large", f"the output is over {VALUE_BYTES_MAX} bytes", retryable=False)
-            return self._failed(names, started_at, too_large)
+        refusal = _refusal(result.output, result.text)
+        if refusal is not None:
+            return self._failed(names, started_at, refusal)
         return CompleteNode(
             **names,
             output=result.output,
@@ -232,12 +232,14 @@ class StepPool:
         )
 
     def _failed(self, names: dict[str, Any], started_at: float, failed: StepFailed) -> FailNode:
+        message = failed.message[:MESSAGE_CHARACTERS_MAX].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+        kept = _refusal(failed.output, failed.text) is None
         return FailNode(
             **names,
-            error=Failure(code=failed.code, message=failed.message[:MESSAGE_CHARACTERS_MAX]),
+            error=Failure(code=failed.code, message=message),
             retryable=failed.retryable,
-            output=failed.output,
-            output_text=failed.text,
+            output=failed.output if kept else None,
+            output_text=failed.text if kept else None,
             started_at=started_at,
             ended_at=self._now(),
             worker=self.owner,
@@ -255,6 +257,18 @@ class StepPool:
             traceparent=held.traceparent,
         )
         return Result(row, command, envelope)
+
+
+def _refusal(output: JsonObject | None, text: str | None) -> StepFailed | None:
+    """Why an answer cannot be stored; None if it can."""
+    try:
+        size = len(orjson.dumps(output))
+        storable(text or "")
+    except (TypeError, ValueError) as error:
+        return StepFailed("output_invalid", f"the output cannot be stored: {error}", retryable=False)
+    if size > VALUE_BYTES_MAX or len(text or "") > VALUE_BYTES_MAX:
+        return StepFailed("output_too_large", f"the output is over {VALUE_BYTES_MAX} bytes", retryable=False)
+    return None
 
 
 def _described(held: Held) -> Step:

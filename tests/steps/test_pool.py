@@ -6,10 +6,13 @@ import asyncio
 import dataclasses
 from typing import Any
 
+import pytest
+
 from handlers.steps.pool import Result, StepPool
-from handlers.steps.port import StepCall, StepResult
+from handlers.steps.port import StepCall, StepFailed, StepResult
 from projections.runtime import NodeRun
 from schemas.graph import Node
+from schemas.runtime import FailNode
 from tests.schemas.workflows import accepted, node
 
 RUN = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"
@@ -18,9 +21,10 @@ RUN = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"
 class Seen:
     """A pool with room for one tool step, the effects it performed, and the answers it delivered."""
 
-    def __init__(self, lease_seconds: float) -> None:
+    def __init__(self, lease_seconds: float, answer: StepResult | StepFailed | None = None) -> None:
         self.effects: list[str] = []
         self.answers: list[Result] = []
+        self._answer = answer or StepResult({})
         self.pool = StepPool(
             {"tool": self._perform},
             {"tool": 1},
@@ -31,7 +35,9 @@ class Seen:
 
     async def _perform(self, call: StepCall) -> StepResult:
         self.effects.append(call.node_run_id)
-        return StepResult({})
+        if isinstance(self._answer, StepFailed):
+            raise self._answer
+        return self._answer
 
     async def _deliver(self, result: Result) -> None:
         self.answers.append(result)
@@ -71,3 +77,34 @@ def _step() -> NodeRun:
     fields: dict[str, Any] = {field.name: empty.get(str(field.type)) for field in dataclasses.fields(NodeRun)}
     fields |= {"id": RUN, "run_id": RUN, "kind": "tool", "node_id": "call", "status": "queued", "ready": True}
     return NodeRun(**fields)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        StepResult({"name": "\ud800"}),
+        StepResult({"when": object()}),
+        StepResult({}, "half a character \udc00"),
+        StepResult({}, "nothing \x00"),
+    ],
+    ids=["surrogate", "no JSON", "surrogate in the text", "U+0000"],
+)
+async def test_an_answer_that_cannot_be_stored_fails_its_step(answer: StepResult) -> None:
+    """Else deciding it would fail the whole batch, or nobody would hear of it until the lease has run out."""
+    seen = Seen(lease_seconds=60, answer=answer)
+    await seen.leased_and_started_after(0)
+    (result,) = seen.answers
+    assert isinstance(result.command, FailNode)
+    assert (result.command.error.code, result.command.retryable) == ("output_invalid", False)
+    assert result.out.body == result.command.encode()
+
+
+async def test_a_failure_is_told_whatever_its_message() -> None:
+    failed = StepFailed("refused", "客 \ud800 \x00", output={"got": "\ud800"}, text="\udc00")
+    seen = Seen(lease_seconds=60, answer=failed)
+    await seen.leased_and_started_after(0)
+    (result,) = seen.answers
+    assert isinstance(result.command, FailNode)
+    assert (result.command.error.code, result.command.error.message) == ("refused", "客 ? \ufffd")
+    assert (result.command.output, result.command.output_text) == (None, None)
+    assert result.out.body == result.command.encode()
