@@ -88,8 +88,10 @@ class Lane:
 
     def was_handed(self, headers: Sequence[tuple[str, bytes]]) -> bool:
         """Whether this record is the copy of a result that was handed over in memory, and came true already."""
-        id = next((value for name, value in headers if name == "ce_id"), b"")
-        return self.handed.pop(id.decode("ascii", "replace"), self) is None
+        for name, value in headers:
+            if name == "ce_id":
+                return self.handed.pop((value or b"").decode("ascii", "replace"), self) is None
+        return False
 
     def forget(self, id: str) -> None:
         self.aggregates.pop(id, None)

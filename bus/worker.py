@@ -216,9 +216,22 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         )
 
     async def _on_records(self, _: Any) -> None:
-        message = self._broker.context.get_local("message")
-        self._stop_lost(self._consumer.gone_back())
-        self._intake.extend(self._incoming(record) for record in message.raw_message)
+        records = self._broker.context.get_local("message").raw_message
+        consumer, ingress = self._consumer, self._prefix + INGRESS
+        self._stop_lost(consumer.gone_back())
+        self._intake.extend(
+            Incoming(
+                record.partition if record.topic != ingress else record.partition + INGRESS_BASE,
+                record.offset,
+                record.key,
+                record.headers,
+                record.value or b"",
+                record.timestamp / 1_000,
+                None,
+                consumer.follows(record),
+            )
+            for record in records
+        )
         self._wake.set()
         if len(self._intake) > INTAKE_RECORDS_MAX:
             self._room.clear()
@@ -231,17 +244,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             if lane is not None and lane.usable and offset < lane.next_offset:
                 lane.stopped = f"next offset {lane.next_offset}, but the topic goes on at {offset}: it was made anew"
                 log.error("lane %d stops: %s; `ap lanes adopt` goes on", lane.id, lane.stopped)
-
-    def _incoming(self, record: Any) -> Incoming:
-        return Incoming(
-            self._lane_id(record.topic, record.partition),
-            record.offset,
-            record.key,
-            record.headers,
-            record.value or b"",
-            record.timestamp / 1_000,
-            follows=self._consumer.follows(record),
-        )
 
     def _take(self) -> list[Incoming]:
         intake = self._intake

@@ -20,7 +20,6 @@ from infra.embedded import EmbeddedStack
 from infra.settings import Settings
 
 Say = Callable[[str], None]
-COLD_FACTOR = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class Options:
     seconds: float = 10.0
     alone_runs: int = 200
     warm_up_seconds: float = 3.0
+    cold_seconds: float = 60.0
     reads_in_flight: int = 32
     long_nodes: int = 1_000
     long_in_flight: int = 20
@@ -48,8 +48,8 @@ class Options:
         """The same for a quick look: figures mean little, and everything is gone through."""
         return replace(
             self, runs=min(self.runs, 200), repeats=1, seconds=min(self.seconds, 2.0), alone_runs=20,
-            warm_up_seconds=0.5, long_nodes=100, long_in_flight=5, stored_node_runs=20_000, memory_runs=200,
-            rebuild_events=5_000, backlog_runs=2_000, noisy_runs=500,
+            warm_up_seconds=0.5, cold_seconds=2.0, long_nodes=100, long_in_flight=5, stored_node_runs=20_000,
+            memory_runs=200, rebuild_events=5_000, backlog_runs=2_000, noisy_runs=500,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Bench:
     def warm_up_seconds(self) -> float:
         """For how long to load this system before a measurement of it."""
         cold, self.warm = not self.warm, True
-        return self.options.warm_up_seconds * (COLD_FACTOR if cold else 1)
+        return self.options.cold_seconds if cold else self.options.warm_up_seconds
 
     def repeats(self) -> Iterator[int]:
         """One number for each repeat of a workload; what is noted meanwhile belongs to it."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from infra.bench.bench import Bench
-from infra.bench.load import Load
+from infra.bench.load import WITHOUT_END, Load
 from infra.bench.measure import throughput
 from infra.bench.memory import peak, resident_mebibytes
 from infra.bench.platform import Chain, Platform
@@ -115,7 +115,7 @@ async def workers(bench: Bench) -> None:
                 version = await bench.platform.create_workflow(NODES, NOOP)
                 await bench.platform.until_shared()
                 system = Chain(bench.platform, version, NODES)
-                await system.load(Load(in_flight, options.runs, bench.warm_up_seconds()))
+                await system.load(Load(in_flight, WITHOUT_END, bench.warm_up_seconds()))
                 name = f"{'1 worker' if count == 1 else f'{count} workers'}, {in_flight} in flight"
                 load = Load(in_flight, options.runs, options.seconds)
                 measured, spent = await bench.measure(f"workers, {name}", system, load)

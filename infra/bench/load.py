@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+WITHOUT_END = 1_000_000_000
+"""As many runs as the seconds of a load allow."""
+
 One = Callable[[], Awaitable[None]]
 """Start one run and return when its client knows that it has ended well. Raises if it did not."""
 

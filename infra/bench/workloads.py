@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.bench import peer
 from infra.bench.bench import Bench
-from infra.bench.load import Load
+from infra.bench.load import WITHOUT_END, Load
 from infra.bench.measure import System, latency, throughput
 from infra.bench.platform import Chain
 from infra.bench.role import NOOP
@@ -32,7 +32,7 @@ async def chain_10(bench: Bench) -> None:
 
 async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> None:
     options = bench.options
-    await system.load(Load(max(options.in_flight), options.runs, warm_up_seconds))
+    await system.load(Load(max(options.in_flight), WITHOUT_END, warm_up_seconds))
     for in_flight in options.in_flight:
         name = f"{in_flight} in flight"
         load = Load(in_flight, options.runs, options.seconds)
@@ -51,7 +51,7 @@ async def pure_10(bench: Bench) -> None:
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, PURE)
             system = Chain(bench.platform, version, NODES)
-            await system.load(Load(in_flight, options.runs, bench.warm_up_seconds()))
+            await system.load(Load(in_flight, WITHOUT_END, bench.warm_up_seconds()))
             name = f"{in_flight} in flight"
             load = Load(in_flight, options.runs, options.seconds)
             measured, spent = await bench.measure(f"pure-10, {name}", system, load)

@@ -27,6 +27,7 @@ TINY = Options(
     seconds=30.0,
     alone_runs=2,
     warm_up_seconds=0.1,
+    cold_seconds=0.1,
     reads_in_flight=2,
     long_nodes=20,
     long_in_flight=2,
