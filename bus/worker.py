@@ -217,11 +217,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _on_records(self, _: Any) -> None:
         records = self._broker.context.get_local("message").raw_message
-        consumer, ingress = self._consumer, self._prefix + INGRESS
+        consumer = self._consumer
         self._stop_lost(consumer.gone_back())
         self._intake.extend(
             Incoming(
-                record.partition if record.topic != ingress else record.partition + INGRESS_BASE,
+                self._lane_id(record.topic, record.partition),
                 record.offset,
                 record.key,
                 record.headers,

@@ -259,10 +259,7 @@ def _ended(
         worker=event.worker or before.worker,
         started_at=event.started_at or recorded.at,
         ended_at=event.ended_at or recorded.at,
-        leased_by=None,
-        lease_until=0.0,
-        deadline_at=0.0,
-        result=None,
+        **_UNLEASED,
         **fields,
     )
 

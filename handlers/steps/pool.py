@@ -19,6 +19,7 @@ from projections.runtime import NodeRun
 from schemas.envelope import Envelope
 from schemas.graph import Node
 from schemas.messages import JsonObject, derive, storable
+from schemas.problems import printable
 from schemas.runtime import VALUE_BYTES_MAX, CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS
 
@@ -232,11 +233,10 @@ class StepPool:
         )
 
     def _failed(self, names: dict[str, Any], started_at: float, failed: StepFailed) -> FailNode:
-        message = failed.message[:MESSAGE_CHARACTERS_MAX].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
         kept = _refusal(failed.output, failed.text) is None
         return FailNode(
             **names,
-            error=Failure(code=failed.code, message=message),
+            error=Failure(code=failed.code, message=printable(failed.message)[:MESSAGE_CHARACTERS_MAX]),
             retryable=failed.retryable,
             output=failed.output if kept else None,
             output_text=failed.text if kept else None,

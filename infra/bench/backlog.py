@@ -31,7 +31,7 @@ async def backlog(bench: Bench) -> None:
     async with bench.fresh("backlog") as platform:
         async with platform.running():
             version = await platform.create_workflow(BACKLOG_NODES, NOOP)
-            await Chain(platform, version, BACKLOG_NODES).load(Load(100, runs, bench.warm_up_seconds()))
+            await Chain(platform, version, BACKLOG_NODES).load(bench.warm_up(100))
         began = time.perf_counter()
         ids = await platform.queue(version, runs)
         queued = time.perf_counter() - began
@@ -96,7 +96,7 @@ async def noisy(bench: Bench) -> None:
         async with bench.platform.running():
             loud = await bench.platform.create_workflow(NODES, NOOP, NOISY)
             quiet = Chain(bench.platform, await bench.platform.create_workflow(NODES, NOOP, QUIET), NODES, QUIET)
-            await quiet.load(Load(max(options.in_flight), options.runs, bench.warm_up_seconds()))
+            await quiet.load(bench.warm_up(max(options.in_flight)))
             load = Load(QUIET_IN_FLIGHT, options.alone_runs, options.seconds)
             alone = await quiet.load(load)
             bench.note("noisy", "quiet tenant alone", {**latency(alone), "runs": alone.runs})

@@ -11,7 +11,7 @@ from typing import Any, Self
 import asyncpg
 
 from infra.bench.catalogue import PEERS
-from infra.bench.load import Load, Measured
+from infra.bench.load import WITHOUT_END, Load, Measured
 from infra.bench.measure import OURS, Result, Series, System, Values, measure
 from infra.bench.platform import Platform, started
 from infra.bench.processes import CpuSpent
@@ -24,7 +24,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How much to measure. `seconds`: for how long a load starts runs; `runs`: how many at most."""
+    """How much to measure. `seconds`: for how long a load starts runs; `runs`: how many at most.
+
+    `cold_seconds`: the first warm-up of all, in which Kafka's broker compiles its hot paths.
+    """
 
     against: Sequence[str] = ()
     runs: int = 5_000
@@ -71,10 +74,10 @@ class Bench:
     warm: bool = False
     """Kafka has compiled its hot paths, which takes it much longer than a worker takes to fill its caches."""
 
-    def warm_up_seconds(self) -> float:
-        """For how long to load this system before a measurement of it."""
+    def warm_up(self, in_flight: int) -> Load:
+        """What to load this system with before a measurement of it."""
         cold, self.warm = not self.warm, True
-        return self.options.cold_seconds if cold else self.options.warm_up_seconds
+        return Load(in_flight, WITHOUT_END, self.options.cold_seconds if cold else self.options.warm_up_seconds)
 
     def repeats(self) -> Iterator[int]:
         """One number for each repeat of a workload; what is noted meanwhile belongs to it."""

@@ -86,7 +86,7 @@ async def http(bench: Bench) -> None:
         async with bench.platform.running(), _gateway(bench.platform) as (port, kinds):
             for count, name in ((1, "one client"), (options.reads_in_flight, f"{options.reads_in_flight} clients")):
                 async with _clients(port, count, request) as one:
-                    await closed_loop(one, Load(count, options.runs, bench.warm_up_seconds()))
+                    await closed_loop(one, bench.warm_up(count))
                     load = Load(count, options.runs, options.seconds)
                     measured, spent = await accounted(kinds, closed_loop(one, load))
                 values = throughput(measured, spent, 1, "write")

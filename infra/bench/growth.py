@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from infra.bench.bench import Bench
-from infra.bench.load import WITHOUT_END, Load
+from infra.bench.load import Load
 from infra.bench.measure import throughput
 from infra.bench.memory import peak, resident_mebibytes
 from infra.bench.platform import Chain, Platform
@@ -29,7 +29,7 @@ async def length(bench: Bench) -> None:
                 system = Chain(bench.platform, version, nodes)
                 runs = in_flight if nodes > NODES else options.runs
                 if nodes == NODES:
-                    await system.load(Load(in_flight, runs, bench.warm_up_seconds()))
+                    await system.load(bench.warm_up(in_flight))
                 name = f"{nodes} nodes a run"
                 measured, spent = await bench.measure(f"length, {name}", system, Load(in_flight, runs, options.seconds))
                 bench.note("length", name, throughput(measured, spent, nodes))
@@ -51,7 +51,7 @@ async def stored(bench: Bench) -> None:
         await store(full, options.stored_node_runs)
         bench.repeat = 0
         async with _chain(bench, full) as system:
-            await system.load(_most(bench, bench.warm_up_seconds()))
+            await system.load(bench.warm_up(max(options.in_flight)))
             await bench.settle()
             await _measured(bench, system, full, f"{names[1]}, right after a checkpoint")
             for _ in range(STEADY_FACTOR):
@@ -59,7 +59,7 @@ async def stored(bench: Bench) -> None:
         for _ in bench.repeats():
             for name, platform in zip(names, (empty, full), strict=True):
                 async with _chain(bench, platform) as system:
-                    await system.load(_most(bench, max(options.seconds, bench.warm_up_seconds())))
+                    await system.load(_most(bench, options.seconds))
                     await _measured(bench, system, platform, name)
     if bench.profiler is not None:
         for line in bench.profiler.growth(*(f"stored, {name}" for name in names)):
@@ -115,7 +115,7 @@ async def workers(bench: Bench) -> None:
                 version = await bench.platform.create_workflow(NODES, NOOP)
                 await bench.platform.until_shared()
                 system = Chain(bench.platform, version, NODES)
-                await system.load(Load(in_flight, WITHOUT_END, bench.warm_up_seconds()))
+                await system.load(bench.warm_up(in_flight))
                 name = f"{'1 worker' if count == 1 else f'{count} workers'}, {in_flight} in flight"
                 load = Load(in_flight, options.runs, options.seconds)
                 measured, spent = await bench.measure(f"workers, {name}", system, load)

@@ -18,7 +18,7 @@ async def take_over(bench: Bench) -> None:
     platform = bench.platform
     async with platform.running():
         version = await platform.create_workflow(NODES, PURE)
-        await Chain(platform, version, NODES).load(Load(8, bench.options.runs, bench.warm_up_seconds()))
+        await Chain(platform, version, NODES).load(bench.warm_up(8))
     for _ in bench.repeats():
         async with platform.running(0):
             began = time.perf_counter()

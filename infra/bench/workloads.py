@@ -23,16 +23,19 @@ async def chain_10(bench: Bench) -> None:
         await bench.settle()
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, NOOP)
-            await _chain_loads(bench, Chain(bench.platform, version, NODES), bench.warm_up_seconds())
+            await _chain_loads(
+                bench, Chain(bench.platform, version, NODES), bench.warm_up(max(bench.options.in_flight))
+            )
         for name in bench.options.against:
             await bench.settle()
             async with peer.started(name, bench.stack) as other:
-                await _chain_loads(bench, other, bench.options.warm_up_seconds)
+                load = Load(max(bench.options.in_flight), WITHOUT_END, bench.options.warm_up_seconds)
+                await _chain_loads(bench, other, load)
 
 
-async def _chain_loads(bench: Bench, system: System, warm_up_seconds: float) -> None:
+async def _chain_loads(bench: Bench, system: System, warm_up: Load) -> None:
     options = bench.options
-    await system.load(Load(max(options.in_flight), WITHOUT_END, warm_up_seconds))
+    await system.load(warm_up)
     for in_flight in options.in_flight:
         name = f"{in_flight} in flight"
         load = Load(in_flight, options.runs, options.seconds)
@@ -51,7 +54,7 @@ async def pure_10(bench: Bench) -> None:
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, PURE)
             system = Chain(bench.platform, version, NODES)
-            await system.load(Load(in_flight, WITHOUT_END, bench.warm_up_seconds()))
+            await system.load(bench.warm_up(in_flight))
             name = f"{in_flight} in flight"
             load = Load(in_flight, options.runs, options.seconds)
             measured, spent = await bench.measure(f"pure-10, {name}", system, load)

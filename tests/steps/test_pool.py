@@ -105,6 +105,6 @@ async def test_a_failure_is_told_whatever_its_message() -> None:
     await seen.leased_and_started_after(0)
     (result,) = seen.answers
     assert isinstance(result.command, FailNode)
-    assert (result.command.error.code, result.command.error.message) == ("refused", "客 ? \ufffd")
+    assert (result.command.error.code, result.command.error.message) == ("refused", "客 \\ud800 \\u0000")
     assert (result.command.output, result.command.output_text) == (None, None)
     assert result.out.body == result.command.encode()
