@@ -26,6 +26,7 @@ Say = Callable[[str], None]
 class Options:
     """How much to measure. `seconds`: for how long a load starts runs; `runs`: how many at most.
 
+    `saturating`: so many runs in flight that one worker has full batches, and more waiting.
     `cold_seconds`: the first warm-up of all, in which Kafka's broker compiles its hot paths.
     """
 
@@ -42,6 +43,7 @@ class Options:
     long_in_flight: int = 20
     stored_node_runs: int = 1_000_000
     memory_runs: int = 2_000
+    saturating: int = 1_000
     rebuild_events: int = 200_000
     backlog_runs: int = 100_000
     noisy_runs: int = 5_000
@@ -52,7 +54,7 @@ class Options:
         return replace(
             self, runs=min(self.runs, 200), repeats=1, seconds=min(self.seconds, 2.0), alone_runs=20,
             warm_up_seconds=0.5, cold_seconds=2.0, long_nodes=100, long_in_flight=5, stored_node_runs=20_000,
-            memory_runs=200, rebuild_events=5_000, backlog_runs=2_000, noisy_runs=500,
+            memory_runs=200, saturating=200, rebuild_events=5_000, backlog_runs=2_000, noisy_runs=500,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:

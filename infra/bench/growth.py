@@ -105,18 +105,24 @@ async def memory(bench: Bench) -> None:
 
 
 async def workers(bench: Bench) -> None:
-    """The same load on one worker process and on two, and half of it on one: smaller batches cost more a step."""
+    """The same load on one worker process and on two: so many runs that one is saturated, then few.
+
+    Two share the runs there are, so few make smaller batches, and those cost more a step whoever handles them.
+    """
     options = bench.options
-    most = max(options.in_flight)
+    few = 2 * max(options.in_flight)
+    sizes = (("saturated", options.saturating), (f"{few} in flight", few))
+    loads = [(count, size, in_flight) for size, in_flight in sizes for count in (1, 2)]
     for _ in bench.repeats():
         await bench.settle()  # Not before each: the pages that go to the log whole after it would be charged to one.
-        for count, in_flight in ((1, 2 * most), (2, 2 * most), (1, most)):
+        loads.reverse()
+        for count, size, in_flight in loads:
             async with bench.platform.running(count):
                 version = await bench.platform.create_workflow(NODES, NOOP)
                 await bench.platform.until_shared()
                 system = Chain(bench.platform, version, NODES)
                 await system.load(bench.warm_up(in_flight))
-                name = f"{'1 worker' if count == 1 else f'{count} workers'}, {in_flight} in flight"
+                name = f"{'1 worker' if count == 1 else f'{count} workers'}, {size}"
                 load = Load(in_flight, options.runs, options.seconds)
                 measured, spent = await bench.measure(f"workers, {name}", system, load)
             bench.note("workers", name, throughput(measured, spent, NODES))

@@ -33,6 +33,7 @@ TINY = Options(
     long_in_flight=2,
     stored_node_runs=500,
     memory_runs=4,
+    saturating=16,
     rebuild_events=100,
     backlog_runs=20,
     noisy_runs=4,
@@ -52,7 +53,12 @@ LOADS = {
     "backlog": {"20 runs queued"},
     "noisy": {"quiet tenant alone", "beside 4 runs of another"},
     "memory": {"4 in flight"},
-    "workers": {"1 worker, 8 in flight", "2 workers, 8 in flight", "1 worker, 4 in flight"},
+    "workers": {
+        "1 worker, saturated",
+        "2 workers, saturated",
+        "1 worker, 8 in flight",
+        "2 workers, 8 in flight",
+    },
     "take-over": {
         "start, none before",
         "kill -9 of the only one, a new one at once",
