@@ -45,8 +45,11 @@ CROWD = 16
 class Steps(Protocol):
     """Who executes steps in this process."""
 
-    def lease(self, row: Any, at: float) -> Any | None:
-        """The claimable row leased to this process, or None if there is no room for it."""
+    def lease(self, row: Any, at: float, *, new: bool) -> Any | None:
+        """The claimable row leased to this process, or None if there is no room for it.
+
+        A `new` one need not be listed for the sweepers of leases: the kernel has it listed if it lasts.
+        """
 
     def prepare(self, row: Any, lane: Lane) -> Any:
         """What `start` takes for a leased row: whatever can be done before its lease is committed."""
@@ -56,6 +59,12 @@ class Steps(Protocol):
 
     def give_back(self, row: Any) -> None:
         """A leased step whose lease was not committed."""
+
+    async def list_leased(self, ids: Sequence[str]) -> None:
+        """List those of these steps that are leased. Raises Unavailable."""
+
+    async def list_made(self, floors: Mapping[int, int]) -> None:
+        """The same for all that these lanes made behind these positions. Raises Unavailable."""
 
 
 class Kernel:
@@ -120,6 +129,8 @@ class Kernel:
             return []
         began = time.perf_counter()
         claimed = await self.store.claim(lane_ids, self.owner)
+        if self._steps and self._defences.left_leases:
+            await self._steps.list_made({each.lane: each.floor for each in claimed})
         lanes = [Lane(each, self.limits.aggregates_max) for each in claimed]
         if self._defences.drain:
             for lane in lanes:
@@ -425,13 +436,17 @@ class Kernel:
 
     def _finish(self, plan: Plan) -> None:
         at = self._clock.now()
-        for (kind, _), row in plan.rows:
+        for key, row in plan.rows:
+            kind, id = key
             test = self._claimable.get(kind)
             if test is None or not test(row):
                 continue
             lane = plan.lanes[row.lane]
-            leased = self._steps.lease(row, at) if self._steps else None
+            new = plan.is_new(key)
+            leased = self._steps.lease(row, at, new=new) if self._steps else None
             if leased is not None:
+                if new:
+                    plan.unlisted.append((lane, id))
                 plan.replace(lane, getattr(row, self._specs[kind].parent), leased)
                 plan.started.append((leased, lane))
             elif self._hint is not None:
@@ -450,6 +465,11 @@ class Kernel:
         self._reception.count(plan)
         if not plan.writes.advances:
             return
+        for (kind, id), row in plan.changed:
+            if kind in self._claimable and row.leased_by is None:
+                plan.lanes[row.lane].unlisted.pop(id, None)
+        for lane, id in plan.unlisted:
+            lane.unlisted[id] = lane.position, plan.at
         plan.committed()
         lanes = {made.lane.id: made.lane for made in plan.made.values()}
         # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
@@ -522,6 +542,19 @@ class Kernel:
         else:
             self._committed(plan)
 
+    async def list_leases(self) -> None:
+        """List the leases of steps that have lasted for a while. Raises Unavailable."""
+        if not self._steps or not self._defences.lasting_leases:
+            return
+        before = self._clock.now() - self.limits.unlisted_seconds
+        lasting = {lane: ids for lane in self.lanes.values() if (ids := lane.long_unlisted(before))}
+        if not lasting:
+            return
+        await self._steps.list_leased([id for ids in lasting.values() for id in ids])
+        for lane, ids in lasting.items():
+            for id in ids:
+                lane.unlisted.pop(id, None)
+
     async def trim(self) -> None:
         """Store how far idle lanes are: their next transaction may be long in coming. Raises Unavailable.
 
@@ -560,7 +593,7 @@ class Kernel:
 
 
 def _standing(lane: Lane) -> Advance:
-    return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent)
+    return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent, lane.floor)
 
 
 def _type_of(record: Incoming) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Lane:
         self.handled = 0
         self.died = 0
         self.handed: dict[str, None] = {}
+        self.unlisted: dict[str, tuple[int, float]] = {}
         self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
         self._aggregates_max = aggregates_max
         self._sending: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -55,6 +57,16 @@ class Lane:
     @property
     def ingress(self) -> bool:
         return self.id >= INGRESS_BASE
+
+    @property
+    def floor(self) -> int:
+        """The position up to which no row is among the `unlisted`: ids, with the position before each and its time."""
+        first = next(iter(self.unlisted.values()), None)
+        return self.position if first is None else first[0]
+
+    def long_unlisted(self, before: float) -> list[str]:
+        """What was made before this time: they are in order."""
+        return [id for id, _ in itertools.takewhile(lambda made: made[1][1] < before, self.unlisted.items())]
 
     @property
     def usable(self) -> bool:

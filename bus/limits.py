@@ -13,12 +13,15 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """`unlisted_seconds`: so long a step may last before its lease is listed. Far below a lease's time."""
+
     rows_max: int = 4_096
     aggregates_max: int = 400
     facts_max: int = 256
     dead_ratio: float = 0.01
     dead_window_records: int = 1_000
     record_age_seconds_max: float = 7 * 86_400
+    unlisted_seconds: float = 2.0
     retry_seconds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -32,3 +35,5 @@ class Defences:
     lease_token: bool = True
     order: bool = True
     dead_letters: bool = True
+    lasting_leases: bool = True
+    left_leases: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -137,6 +138,7 @@ class Plan:
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
+        self.unlisted: list[tuple[Lane, str]] = []
         self.ready: list[Any] = []
         self.accepted: list[Accepted] = []
         self.began = time.perf_counter()
@@ -235,6 +237,14 @@ class Plan:
     def rows(self) -> list[tuple[Key, Any]]:
         """The rows this batch changes, as they stand."""
         return [*self._new.items(), *self._changed.items()]
+
+    def is_new(self, key: Key) -> bool:
+        return key in self._new
+
+    @property
+    def changed(self) -> Iterable[tuple[Key, Any]]:
+        """The rows that were there before."""
+        return self._changed.items()
 
     def _follow_up(self, accepted: Accepted, meta: Meta, function: str, number: int, item: Command | After) -> None:
         command = item.command if isinstance(item, After) else item
@@ -357,7 +367,7 @@ class Plan:
                     self._numbered.append(out)
             lane.settle()
             self.writes.advances.append(
-                Advance(lane_id, lane.epoch, lane.next_offset, made.next_offset, position, lane.sent)
+                Advance(lane_id, lane.epoch, lane.next_offset, made.next_offset, position, lane.sent, lane.floor)
             )
             self.writes.trim = self.writes.trim or lane.sent > lane.trimmed
         for rows, target in ((self._new, self.writes.inserts), (self._changed, self.writes.updates)):

@@ -68,7 +68,7 @@ ON CONFLICT DO NOTHING RETURNING command_id"""
 _STORED_OUTCOMES = """SELECT command_id, tenant_id, type, fingerprint, status, body, created_at
 FROM command_outcome WHERE command_id = ANY($1::uuid[])"""
 _CLAIM = """UPDATE lane SET epoch = epoch + 1, owner = $2, claimed_at = clock_timestamp(), stopped = ''
-WHERE id = ANY($1::int2[]) RETURNING id, epoch, next_offset, position, sent"""
+WHERE id = ANY($1::int2[]) RETURNING id, epoch, next_offset, position, sent, floor"""
 _DUE_LANES = """SELECT lane FROM unnest($1::int2[]) AS u(lane)
 WHERE EXISTS (SELECT FROM timer t WHERE t.lane = u.lane AND t.due_at <= clock_timestamp())"""
 _DUE_TIMERS = """DELETE FROM timer WHERE id = ANY(ARRAY(

@@ -12,10 +12,11 @@ from bus.store import Advance, DeadLetter, Logged, Out, Outcome, Timer, Writes
 from infra.db import Column, TableSpec
 
 _ADVANCE = """a AS (
-  SELECT * FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[], $5::int8[], $6::int8[])
-    AS a(lane, epoch, expected, next, position, sent)
+  SELECT * FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[], $5::int8[], $6::int8[], $7::int8[])
+    AS a(lane, epoch, expected, next, position, sent, floor)
 ), fence AS (
-  UPDATE lane l SET next_offset = a.next, position = a.position, sent = greatest(l.sent, a.sent)
+  UPDATE lane l SET next_offset = a.next, position = a.position, sent = greatest(l.sent, a.sent),
+    floor = a.floor
   FROM a WHERE l.id = a.lane AND l.epoch = a.epoch AND l.next_offset = a.expected
   RETURNING l.id
 )"""
@@ -316,4 +317,5 @@ def advance_arrays(advances: Sequence[Advance]) -> list[Any]:
         [a.next for a in ordered],
         [a.position for a in ordered],
         [a.sent for a in ordered],
+        [a.floor for a in ordered],
     ]

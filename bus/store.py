@@ -122,7 +122,10 @@ class DeadLetter:
 
 
 class Advance(NamedTuple):
-    """How one transaction moves a lane on. It is fenced by `epoch` and `expected`."""
+    """How one transaction moves a lane on. It is fenced by `epoch` and `expected`.
+
+    `floor`: rows that the lane made up to this position and that somebody must find are listed.
+    """
 
     lane: int
     epoch: int
@@ -130,6 +133,7 @@ class Advance(NamedTuple):
     next: int
     position: int
     sent: int
+    floor: int
 
 
 @dataclass(slots=True)
@@ -161,6 +165,7 @@ class Claimed:
     next_offset: int
     position: int
     sent: int
+    floor: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,6 +377,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _sweep(self) -> None:
         try:
             await self.kernel.fire_timers()
+            await self.kernel.list_leases()
             await self.kernel.trim()
             stopped = [lane.id for lane in self.kernel.lanes.values() if lane.stopped]
             if stopped:

@@ -22,7 +22,7 @@ from schemas.topics import COMMANDS, INGRESS
 Where = Literal["begin", "end", "here"]
 
 _NAME = re.compile(rf"^(?:({COMMANDS}|{INGRESS})/)?(\d{{1,5}})$")
-_ALL = "SELECT id, topic, partition, owner, epoch, next_offset, position, sent, stopped FROM lane ORDER BY id"
+_ALL = "SELECT id, topic, partition, owner, epoch, next_offset, position, sent, floor, stopped FROM lane ORDER BY id"
 _LOCKED = f"{_ALL.replace('ORDER BY id', '')} WHERE id = $1 FOR UPDATE"
 _ADOPT = "UPDATE lane SET next_offset = $2, epoch = epoch + 1, stopped = '' WHERE id = $1"
 _RESTART = "UPDATE lane SET epoch = epoch + 1, stopped = '' WHERE id = $1"
@@ -45,6 +45,7 @@ class Standing:
     next_offset: int
     position: int
     sent: int
+    floor: int
     stopped: str
     begin: int
     end: int
@@ -136,7 +137,10 @@ async def resend(settings: Settings) -> int:
 
 def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Plan:
     """The letter, its record and the step, as the lane itself would have written them."""
-    claimed = Claimed(standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent)
+    claimed = Claimed(
+        standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent,
+        standing.floor,
+    )  # fmt: skip
     lane = Lane(claimed, 1)
     partitions = Partitions(settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions)
     plan = Plan(partitions, {}, {}, letter.at)
@@ -148,7 +152,7 @@ def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Plan:
 
 def _advance(standing: Standing) -> Advance:
     at = standing.next_offset
-    return Advance(standing.id, standing.epoch, at, at, standing.position, standing.sent)
+    return Advance(standing.id, standing.epoch, at, at, standing.position, standing.sent, standing.floor)
 
 
 async def _record(reader: TopicReader, standing: Standing) -> Incoming:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from bus.limits import Defences, Limits
 from bus.plan import Partitions
 from bus.postgres import PostgresStore, load_row
 from bus.producer import Producer
-from bus.store import Log, Out, Store
+from bus.store import Log, Out, Store, Unavailable
 from bus.worker import DatabaseClock, Worker
 from gateway import server
 from gateway.ports import CommandBus
@@ -32,7 +32,7 @@ from handlers.ingress import IngressRules
 from handlers.programs import Programs
 from handlers.runtime import Runtime
 from handlers.steps.code import CodeRunner, SandboxUnavailable
-from handlers.steps.executor import Executor, Heartbeats, Sweeper
+from handlers.steps.executor import DATABASE_ERRORS, Executor, Heartbeats, Sweeper
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Held, Result, StepPool
 from handlers.steps.port import Performer
@@ -252,8 +252,8 @@ class _LaneSteps:
         self._results: list[Result] = []
         self.worker: Worker | None = None
 
-    def lease(self, row: NodeRun, at: float) -> NodeRun | None:
-        return self._parts.pool.lease(row, at)
+    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
+        return self._parts.pool.lease(row, at, new=new)
 
     def give_back(self, row: NodeRun) -> None:
         self._parts.pool.give_back(row)
@@ -268,6 +268,14 @@ class _LaneSteps:
     def start(self, prepared: Held) -> None:
         self._parts.pool.start(prepared)
 
+    async def list_leased(self, ids: Sequence[str]) -> None:
+        with _unavailable():
+            await self._parts.leases.list_leased(ids)
+
+    async def list_made(self, floors: Mapping[int, int]) -> None:
+        with _unavailable():
+            await self._parts.leases.list_made(floors)
+
     async def deliver(self, result: Result) -> None:
         """Results of one turn of the loop go together: to the lane at once, and the same commands to Kafka."""
         if not self._results:
@@ -281,6 +289,14 @@ class _LaneSteps:
         # Made when its round begins: mostly Postgres is at work then, and we are not.
         sent = self._parts.producer.enqueue((result.out for result in results), urgent=False)
         sent.add_done_callback(_noted)
+
+
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise Unavailable(f"leases cannot be listed: {error}") from error
 
 
 def _noted(sent: asyncio.Future[None]) -> None:

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 from bus.worker import GROUP
 from infra.settings import Settings
 from infra.waiting import Units, waiting
+from projections.runtime import LEASED, READY
 from schemas.messages import JsonObject
 
 ANSWER_SECONDS_MAX = 10.0
@@ -40,9 +41,9 @@ SESSION = {
 }
 LANES = """SELECT id, topic, partition, owner, epoch, next_offset, position, sent, stopped
 FROM lane ORDER BY topic, partition"""
-READY = "SELECT kind, count(*), min(created_at) FROM node_run WHERE ready AND leased_by IS NULL GROUP BY kind"
-LEASED = "SELECT kind, count(*) FROM node_run WHERE ready AND leased_by IS NOT NULL GROUP BY kind"
-EXPIRED = """SELECT count(*) FROM node_run WHERE ready AND leased_by IS NOT NULL
+STEPS_READY = f"SELECT kind, count(*), min(created_at) FROM node_run WHERE listed = {READY} GROUP BY kind"
+STEPS_LEASED = f"SELECT kind, count(*) FROM node_run WHERE listed = {LEASED} GROUP BY kind"
+EXPIRED = f"""SELECT count(*) FROM node_run WHERE listed = {LEASED}
   AND lease_until < extract(epoch FROM clock_timestamp()) - $1::float8"""
 TIMERS = """SELECT count(*) AS waiting,
   count(*) FILTER (WHERE due_at < clock_timestamp() - make_interval(secs => $1)) AS overdue FROM timer"""
@@ -219,13 +220,13 @@ async def _postgres(url: str, since: Sample | None) -> tuple[list[asyncpg.Record
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             lanes = await connection.fetch(LANES)
-            ready = await connection.fetch(READY)
+            ready = await connection.fetch(STEPS_READY)
             ((timers, overdue),) = await connection.fetch(TIMERS, OVERDUE_SECONDS_MAX)
             counts = {
                 "waiting": await waiting(connection),
                 "steps_ready": _by_kind(ready),
                 "steps_oldest": {row["kind"]: row["min"] for row in ready},
-                "steps_leased": _by_kind(await connection.fetch(LEASED)),
+                "steps_leased": _by_kind(await connection.fetch(STEPS_LEASED)),
                 "leases_expired": await connection.fetchval(EXPIRED, OVERDUE_SECONDS_MAX),
                 "timers_waiting": timers,
                 "timers_overdue": overdue,

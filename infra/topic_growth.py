@@ -31,6 +31,7 @@ from gateway.postgres import LOOKUP_ROLE, READ_ROLE
 from infra import topics
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
+from projections.runtime import LEASED, UNLISTED
 from schemas.topics import COMMANDS, EVENTS, INGRESS, TOPICS, partition_of
 
 GROW_LOCK = 7_304_202
@@ -52,7 +53,9 @@ _ADVANCE = "UPDATE lane SET next_offset = $3 WHERE id = $1 AND epoch = $2 RETURN
 _SENT = "UPDATE lane SET sent = position WHERE id = $1 AND epoch = $2 RETURNING id"
 _TRIM = "DELETE FROM outbox o USING lane l WHERE l.id = $1 AND o.lane = l.id AND o.position <= l.sent"
 _LANES = "INSERT INTO lane (id, topic, partition) SELECT p + $3, $4, p FROM generate_series($1::int, $2::int - 1) AS p"
-_REST = """UPDATE lane SET epoch = epoch + 1, owner = '', position = top, sent = top
+_LIST = f"UPDATE node_run SET listed = {LEASED} WHERE listed = {UNLISTED} AND ready AND leased_by IS NOT NULL"
+"""Lanes find the others by their places, which change."""
+_REST = """UPDATE lane SET epoch = epoch + 1, owner = '', position = top, sent = top, floor = top
 FROM (SELECT max(position) AS top FROM lane WHERE topic = $1) AS all_lanes WHERE topic = $1"""
 _AGGREGATES = """SELECT DISTINCT aggregate_id AS id FROM event WHERE aggregate_id > $1
 ORDER BY aggregate_id LIMIT $2"""
@@ -285,6 +288,7 @@ class _Growth:
                 rows = await connection.fetch("SELECT id, epoch FROM lane ORDER BY id FOR UPDATE")
                 if {row["id"]: row["epoch"] for row in rows} != self._epochs:
                     raise GrowthRefused("lanes were claimed by somebody else meanwhile: stop it, then run this again")
+                await connection.execute(_LIST)
                 moved = await self._moved(connection)
                 await connection.execute("UPDATE event e SET lane = m.lane FROM moved m WHERE e.aggregate_id = m.id")
                 for spec in PROJECTIONS:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-WAITING = """SELECT 'steps' AS what, count(*) AS units, min(created_at) AS since
-  FROM node_run WHERE ready AND leased_by IS NULL
-UNION ALL SELECT 'steps_leased', count(*), min(started_at) FROM node_run WHERE ready AND leased_by IS NOT NULL
+from projections.runtime import LEASED, READY
+
+WAITING = f"""SELECT 'steps' AS what, count(*) AS units, min(created_at) AS since
+  FROM node_run WHERE listed = {READY}
+UNION ALL SELECT 'steps_leased', count(*), min(started_at) FROM node_run WHERE listed = {LEASED}
 UNION ALL SELECT 'timers', count(*), extract(epoch FROM min(due_at))::float8
   FROM timer WHERE due_at <= clock_timestamp()
 UNION ALL SELECT 'outbox', count(*), NULL FROM outbox
@@ -26,6 +28,8 @@ class Units:
 
 async def waiting(database: Any) -> dict[str, Units]:
     """By what they are: steps, steps_leased, timers (due ones), outbox, events_unsent, dead_letters.
+
+    A step that its lane's owner executes itself is not among the leased ones in its first seconds.
 
     `database`: a connection or pool of asyncpg whose role sees all tenants.
     """

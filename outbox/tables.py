@@ -16,12 +16,14 @@ LANE = sa.Table(
     sa.Column("next_offset", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("position", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("sent", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("floor", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("claimed_at", sa.TIMESTAMP(timezone=True)),
     sa.Column("stopped", sa.Text, nullable=False, server_default=""),
 )
 """One partition of a consumed topic for the one consumer group. `position` counts the records the lane made
-(events and outbox rows, in order); those up to `sent` are on Kafka."""
+(events and outbox rows, in order); those up to `sent` are on Kafka. Every leased step that the lane made up to `floor`
+is listed, so that the sweepers find it."""
 
 EVENT = sa.Table(
     "event",

@@ -11,6 +11,9 @@ from infra.db import Instant, Json, TableSpec, metadata, table_spec, uuid_column
 from schemas.messages import JsonObject
 from schemas.runtime import NODE_ENDED
 
+UNLISTED, READY, LEASED = 0, 1, 2
+"""`NodeRun.listed`."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,7 +64,9 @@ class Run:
 class NodeRun:
     """One node in one iteration. The lease columns are operational: who executes it, until when.
 
-    `ready`: it may be claimed. `lease_token` rises with every attempt and every lost lease.
+    `ready`: it may be claimed. `lease_token` rises with every attempt and every lost lease. `listed`: who has to find
+    it: nobody (UNLISTED), executors (READY) or the sweepers of leases (LEASED). Only this is indexed, so that a step
+    that its lane's owner executes at once changes no index (ADR 012).
     """
 
     id: str
@@ -96,6 +101,7 @@ class NodeRun:
     lease_until: float
     deadline_at: float
     result: bytes | None
+    listed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,7 @@ NODE_RUN_TABLE = sa.Table(
     sa.Column("lease_until", Instant),
     sa.Column("deadline_at", Instant),
     sa.Column("result", sa.LargeBinary),
+    sa.Column("listed", sa.SmallInteger, nullable=False),
 )
 
 MARK_TABLE = sa.Table(
@@ -256,12 +263,13 @@ NODE_RUNS = table_spec(
         "lease_until",
         "deadline_at",
         "result",
+        "listed",
     ],
     parent="run_id",
     live=lambda node: node.status not in NODE_ENDED,
     live_sql="status IN ('queued', 'running', 'pending')",
     volatile=lambda node: node.ready and node.status not in NODE_ENDED,
-    operational=("leased_by", "lease_until", "deadline_at", "result", "started_at"),
+    operational=("leased_by", "lease_until", "deadline_at", "result", "started_at", "listed"),
 )
 MARKS = table_spec(MARK_TABLE, Mark, mutable=("resolved", "taken", "note"), parent="run_id", whole=True)
 TABLES: tuple[TableSpec, ...] = (RUNS, NODE_RUNS, MARKS)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from infra.db import changed
-from projections.runtime import Mark, NodeRun, Run
+from projections.runtime import READY, UNLISTED, Mark, NodeRun, Run
 from schemas import runtime as wire
 from schemas.messages import JsonObject
 
@@ -122,8 +122,12 @@ _BLANK = NodeRun(
     lease_until=0.0,
     deadline_at=0.0,
     result=None,
+    listed=UNLISTED,
 )
-_UNLEASED: JsonObject = {"leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None}
+_UNLEASED: JsonObject = {
+    "leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None, "listed": UNLISTED
+}  # fmt: skip
+_CLAIMABLE: JsonObject = {**_UNLEASED, "listed": READY}
 
 
 def _fresh(run: Run, event: Any, recorded: Any) -> NodeRun:
@@ -149,6 +153,7 @@ def _scheduled(before: NodeRun, run: Run, event: wire.NodeScheduled, recorded: A
         status="pending" if event.due_at else "queued",
         input=event.input,
         ready=event.ready,
+        listed=READY if event.ready else UNLISTED,
         lease_token=1 if event.ready else 0,
         due_at=event.due_at,
         timeout_seconds=event.timeout_seconds,
@@ -169,7 +174,7 @@ def _dispatched(before: NodeRun, run: Run, event: wire.NodeDispatched, recorded:
         timeout_seconds=event.timeout_seconds,
         due_at=0.0,
         started_at=0.0,
-        **_UNLEASED,
+        **_CLAIMABLE,
     )
 
 
@@ -219,7 +224,7 @@ def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, 
 
 
 def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Any) -> NodeRun:
-    return changed(before, seq=recorded.seq, lease_token=event.lease_token, requeues=event.requeues, **_UNLEASED)
+    return changed(before, seq=recorded.seq, lease_token=event.lease_token, requeues=event.requeues, **_CLAIMABLE)
 
 
 def _skipped(before: NodeRun, run: Run, event: wire.NodeSkipped, recorded: Any) -> NodeRun:

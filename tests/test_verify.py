@@ -272,6 +272,14 @@ BREAKS = {
         "I11", "UPDATE node_run SET ready = true, status = 'queued', leased_by = 'w', lease_until = 1"
         " WHERE run_id = '{done}' AND node_id = 'code'", "{done}", "leased by w"
     ),
+    "a ready step that no executor finds": (
+        "I11", "UPDATE node_run SET ready = true, status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
+        "{done} is not listed for executors"
+    ),
+    "a lease that no sweeper finds": (
+        "I11", "UPDATE node_run SET ready = true, status = 'queued', leased_by = 'w', lease_until = 1e10"
+        " WHERE run_id = '{done}' AND node_id = 'code'", "{done} is not listed for the sweepers"
+    ),
     "a node run left behind by its run": (
         "I11", "UPDATE node_run SET status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
         "its run {done} is completed"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import orjson
 
 from bus.postgres import load_row
-from projections.runtime import NODE_RUNS, NodeRun
+from projections.runtime import LEASED, NODE_RUNS, READY, UNLISTED, NodeRun
 
 _NAMES = ", ".join(f'n."{column.name}"' for column in NODE_RUNS.columns)
 
@@ -17,15 +18,15 @@ _CLAIM = f"""WITH candidates AS (
   SELECT c.id FROM (
     SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY created_at, id) AS turn
     FROM (SELECT id, tenant_id, created_at FROM node_run
-          WHERE ready AND leased_by IS NULL AND status = 'queued' AND kind = $1
+          WHERE listed = {READY} AND kind = $1
           ORDER BY created_at LIMIT 1000) AS oldest
   ) AS c ORDER BY c.turn, c.id LIMIT $2
 ), locked AS (
   SELECT id FROM node_run WHERE id = ANY(ARRAY(SELECT id FROM candidates))
-    AND ready AND coalesce(leased_by, '') = '' AND status = 'queued'  -- Not IS NULL: that invites the other index.
+    AND listed + 0 = {READY}  -- Not the column itself: that invites the other index.
   ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
-UPDATE node_run n SET leased_by = $3, lease_until = extract(epoch FROM clock_timestamp()) + $4,
+UPDATE node_run n SET listed = {LEASED}, leased_by = $3, lease_until = extract(epoch FROM clock_timestamp()) + $4,
   started_at = extract(epoch FROM clock_timestamp()),
   deadline_at = CASE WHEN n.timeout_seconds > 0 THEN extract(epoch FROM clock_timestamp()) + n.timeout_seconds END
 FROM locked WHERE n.id = locked.id
@@ -46,15 +47,24 @@ _FINISH = """UPDATE node_run n SET result = u.result, lease_until = extract(epoc
 FROM unnest($1::uuid[], $2::int4[], $3::bytea[]) AS u(id, token, result)
 WHERE n.id = u.id AND n.lease_token = u.token AND n.leased_by = $4 AND n.ready RETURNING n.id"""
 
-_EXPIRED = """SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, r.traceparent, r.correlation_id
+_EXPIRED = f"""SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, r.traceparent, r.correlation_id
 FROM node_run n JOIN run r ON r.id = n.run_id
-WHERE n.lane = ANY($1::int2[]) AND n.ready AND n.leased_by IS NOT NULL AND n.result IS NULL
+WHERE n.lane = ANY($1::int2[]) AND n.listed = {LEASED} AND n.result IS NULL
   AND n.lease_until < extract(epoch FROM clock_timestamp()) LIMIT 300"""
 
-_UNHEARD = """SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, n.result, r.traceparent, r.correlation_id
+_UNHEARD = f"""SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, n.result, r.traceparent, r.correlation_id
 FROM node_run n JOIN run r ON r.id = n.run_id
-WHERE n.lane = ANY($1::int2[]) AND n.ready AND n.leased_by IS NOT NULL AND n.result IS NOT NULL
+WHERE n.lane = ANY($1::int2[]) AND n.listed = {LEASED} AND n.result IS NOT NULL
   AND n.lease_until < extract(epoch FROM clock_timestamp()) LIMIT 300"""
+
+_LEASED_UNLISTED = f"n.listed = {UNLISTED} AND n.ready AND n.leased_by IS NOT NULL"
+
+_LIST = f"""UPDATE node_run n SET listed = {LEASED}
+FROM (SELECT id FROM node_run n WHERE n.id = ANY($1::uuid[]) AND {_LEASED_UNLISTED} ORDER BY id FOR NO KEY UPDATE) AS u
+WHERE n.id = u.id"""
+
+_MADE_SINCE = """SELECT e.data FROM unnest($1::int2[], $2::int8[]) AS u(lane, floor)
+JOIN event e ON e.lane = u.lane AND e.position > u.floor WHERE e.type = 'runtime.node_scheduled'"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,16 @@ class Leases:
         """Store answers; those whose lease was still ours come back."""
         columns: list[Any] = [list(column) for column in zip(*sorted(results), strict=True)]
         return {str(row[0]) for row in await self._pool.fetch(_FINISH, *columns, self._owner)}
+
+    async def list_leased(self, ids: Sequence[str]) -> None:
+        """Let the sweepers find these steps, as far as they are leased."""
+        if ids:
+            await self._pool.execute(_LIST, sorted(ids))
+
+    async def list_made(self, floors: Mapping[int, int]) -> None:
+        """The same for the steps that lanes have made since these positions."""
+        rows = await self._pool.fetch(_MADE_SINCE, list(floors), list(floors.values()))
+        await self.list_leased([orjson.loads(row[0])["node_run_id"] for row in rows])
 
     async def expired(self, lanes: Sequence[int]) -> list[Lapsed]:
         rows = await self._pool.fetch(_EXPIRED, sorted(lanes))

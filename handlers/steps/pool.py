@@ -15,7 +15,7 @@ from bus.store import Incoming, Out
 from bus.telemetry import SILENT, Step, Telemetry
 from handlers.steps.port import Performers, StepCall, StepFailed
 from infra.db import changed
-from projections.runtime import NodeRun
+from projections.runtime import LEASED, UNLISTED, NodeRun
 from schemas.envelope import Envelope
 from schemas.graph import Node
 from schemas.messages import JsonObject, derive, storable
@@ -102,15 +102,23 @@ class StepPool:
     def kinds(self) -> list[str]:
         return [kind for kind in self.performers if self._capacity.get(kind)]
 
-    def lease(self, row: NodeRun, at: float) -> NodeRun | None:
-        """The row leased to us from database time `at` on, or None if there is no room for its kind."""
+    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
+        """The row leased to us from database time `at` on, or None if there is no room for its kind.
+
+        `new`: it is inserted as leased, and its lane will find it for a while without a list.
+        """
         if self.room(row.kind) <= 0:
             return None
         self._room[row.kind] -= 1
         self._leased_at[row.id] = time.monotonic()
         deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
         return changed(
-            row, leased_by=self.owner, lease_until=at + self.lease_seconds, started_at=at, deadline_at=deadline
+            row,
+            leased_by=self.owner,
+            lease_until=at + self.lease_seconds,
+            started_at=at,
+            deadline_at=deadline,
+            listed=UNLISTED if new else LEASED,
         )
 
     def take(self, kind: str) -> None:

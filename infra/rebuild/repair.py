@@ -16,6 +16,7 @@ from infra.rebuild.comparison import Comparer, compare, missing
 from infra.rebuild.folding import Folder
 from infra.rebuild.log import COLUMNS, END
 from infra.rebuild.report import Difference, RebuildReport
+from projections.runtime import LEASED, READY, UNLISTED
 from schemas.topics import COMMANDS, partition_of
 
 AGGREGATES_PER_STEP = 50
@@ -30,6 +31,9 @@ CACHED_NOTE = "definition versions were repaired: a worker that has read one kee
 
 _FENCE = "UPDATE lane SET epoch = epoch + 1 WHERE id = $1"
 _EVENTS = f"SELECT {COLUMNS} FROM event e WHERE e.aggregate_id = ANY($1::uuid[]) ORDER BY e.aggregate_id, e.seq"
+_LIST = f"""UPDATE node_run SET listed = CASE WHEN NOT ready OR status <> 'queued' THEN {UNLISTED}
+  WHEN leased_by IS NULL THEN {READY} ELSE {LEASED} END WHERE id = ANY($1::uuid[])"""
+"""A row that was there has kept who holds it, but whether anybody may may have changed."""
 _RETRIED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
 
@@ -57,12 +61,15 @@ class Writer:
         that lease has run out its lane hands it out under the next token."""
         volatile = self.comparer.spec.volatile
         if volatile is not None:
-            rows = [changed(row, leased_by=HOLDER, lease_until=shield_until) if volatile(row) else row for row in rows]
+            shield = {"leased_by": HOLDER, "lease_until": shield_until, "listed": LEASED}
+            rows = [changed(row, **shield) if volatile(row) else row for row in rows]
         arrays = [
             [getattr(row, c.name) if c.dump is None else c.dump(getattr(row, c.name)) for row in rows]
             for c in self._columns
         ]
         await connection.execute(self._write, *arrays)
+        if volatile is not None:
+            await connection.execute(_LIST, [row.id for row in rows])
 
 
 async def repair(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bus.statements import load_headers
 from infra.verify.system import System
+from projections.runtime import LEASED, READY
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
 from schemas.runtime import RUN_ENDED, WakeNode
@@ -13,6 +14,10 @@ _STEPS = """SELECT n.id, n.run_id, n.leased_by, n.lease_until, e.at FROM node_ru
 LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
 WHERE n.ready AND n.status = 'queued'
   AND coalesce(CASE WHEN n.leased_by IS NOT NULL THEN n.lease_until ELSE e.at END, 0) < $1"""
+_UNFOUND = f"""SELECT n.id, n.run_id, n.leased_by FROM node_run n JOIN lane l ON l.id = n.lane
+LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
+WHERE n.ready AND n.status = 'queued' AND CASE WHEN n.leased_by IS NULL THEN n.listed <> {READY}
+  ELSE n.listed <> {LEASED} AND coalesce(e.position, 0) <= l.floor END"""
 _LEFT_BEHIND = f"""SELECT n.id, n.run_id, r.status FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.status IN ('queued', 'running', 'pending') AND r.status IN ({_ENDED})"""
 _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
@@ -34,6 +39,9 @@ async def check_stuck(system: System) -> None:
     async for row in system.stream(_STEPS, before):
         what = f"leased by {row['leased_by']}, run out" if row["leased_by"] else "ready, nobody takes it"
         add("I11", [f"node_run {row['id']} of run {row['run_id']}: {what}"])
+    async for row in system.stream(_UNFOUND):
+        finder = "the sweepers of leases" if row["leased_by"] else "executors"
+        add("I11", [f"node_run {row['id']} of run {row['run_id']} is not listed for {finder}"])
     async for row in system.stream(_LEFT_BEHIND):
         add("I11", [f"node_run {row['id']} is not ended, its run {row['run_id']} is {row['status']}"])
     async for row in system.stream(_RUNS, before):

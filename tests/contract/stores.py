@@ -109,7 +109,7 @@ def new_id() -> str:
 def standing(claimed: Claimed, *, to: int = 0, made: int = 0, sent: int = 0) -> Advance:
     """How a transaction moves a lane on: `to` further offsets, `made` further positions, all `sent` up to there."""
     return Advance(
-        claimed.lane, claimed.epoch, claimed.next_offset, claimed.next_offset + to, claimed.position + made, sent
+        claimed.lane, claimed.epoch, claimed.next_offset, claimed.next_offset + to, claimed.position + made, sent, 0
     )
 
 

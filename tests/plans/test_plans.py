@@ -57,7 +57,7 @@ async def worker_session(services: EmbeddedStack) -> AsyncIterator[asyncpg.Conne
     run, node, logged = one_run()
     statements = Statements({spec.name: spec for spec in PROJECTIONS})
     connection = await asyncpg.connect(url, server_settings=SESSION)
-    first = Writes(advances=[Advance(0, 0, 0, 0, 1, 0)], inserts={"run": [run], "node_run": [node]}, events=[logged])
+    first = Writes(advances=[Advance(0, 0, 0, 0, 1, 0, 0)], inserts={"run": [run], "node_run": [node]}, events=[logged])
     sql, arguments = statements.of(first)
     await connection.execute(sql, *arguments)
     yield connection
@@ -89,7 +89,7 @@ def shape(plan: dict[str, Any], depth: int = 0) -> list[str]:
 def hot_statements() -> dict[str, str]:
     run, node, logged = one_run()
     statements = Statements({spec.name: spec for spec in PROJECTIONS})
-    advance = Advance(0, 0, 0, 0, 1, 0)
+    advance = Advance(0, 0, 0, 0, 1, 0, 0)
     step = Writes(advances=[advance], inserts={"node_run": [node]}, updates={"run": [run], "node_run": [node]})
     step.events.append(logged)
     step.trim = True

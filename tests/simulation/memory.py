@@ -47,6 +47,7 @@ class LaneRow:
     next_offset: int = 0
     position: int = 0
     sent: int = 0
+    floor: int = 0
     stopped: str = ""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -157,6 +158,7 @@ class MemoryDatabase:
     def _advance(self, a: Advance) -> None:
         row = self.lanes[a.lane]
         row.next_offset, row.position, row.sent = a.next, a.position, max(row.sent, a.sent)
+        row.floor = a.floor
         for key in [key for key in self.outbox if key[0] == a.lane and key[1] <= a.sent]:
             del self.outbox[key]
 
@@ -203,7 +205,7 @@ class MemoryStore:
                 row = self.database.lanes[lane]
                 row.epoch += 1
                 row.stopped = ""
-                claimed.append(Claimed(lane, row.epoch, row.next_offset, row.position, row.sent))
+                claimed.append(Claimed(lane, row.epoch, row.next_offset, row.position, row.sent, row.floor))
         finally:
             unit.end()
         await self._point("after_claim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from handlers import catalog
 from handlers.ingress import IngressRules
 from handlers.runtime import Runtime
 from projections.catalog import Version
-from projections.runtime import NodeRun
+from projections.runtime import LEASED, UNLISTED, NodeRun
 from schemas import runtime as wire
 from schemas.envelope import decode_headers
 from schemas.messages import Command
@@ -36,9 +36,10 @@ def claimable(row: NodeRun) -> bool:
     return row.ready and row.leased_by is None and row.status == "queued"
 
 
-def leased(row: NodeRun, by: str, at: float) -> NodeRun:
+def leased(row: NodeRun, by: str, at: float, *, listed: int = LEASED) -> NodeRun:
     deadline = at + row.timeout_seconds if row.timeout_seconds else 0.0
-    return replace(row, leased_by=by, lease_until=at + LEASE_SECONDS, started_at=at, deadline_at=deadline)
+    until = at + LEASE_SECONDS
+    return replace(row, leased_by=by, lease_until=until, started_at=at, deadline_at=deadline, listed=listed)
 
 
 class Process:
@@ -148,7 +149,7 @@ class Process:
                 return wire.FailNode(**names, error=Failure(code=code), retryable=retryable)
 
 
-_MAY_FAIL = frozenset({"locked", "load", "before_commit", "before_write", "before_claim", "unsent"})
+_MAY_FAIL = frozenset({"list", "locked", "load", "before_commit", "before_write", "before_claim", "unsent"})
 _MAY_BREAK = frozenset({"before_commit", "before_write", "after_commit"})
 
 
@@ -190,11 +191,26 @@ class Worker(Process):
 
     # The port `Steps`.
 
-    def lease(self, row: NodeRun, at: float) -> NodeRun | None:
+    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
         if self.executing >= ROOM or self.world.chance.random() < 0.3:
             return None
         self.executing += 1
-        return leased(row, self.name, at)
+        return leased(row, self.name, at, listed=UNLISTED if new else LEASED)
+
+    async def list_leased(self, ids: Sequence[str]) -> None:
+        await self.point("list")
+        self.world.list_leases(ids)
+
+    async def list_made(self, floors: Mapping[int, int]) -> None:
+        await self.point("list")
+        self.world.list_leases(
+            [
+                logged.recorded.event.node_run_id
+                for logged in self.world.database.events.values()
+                if logged.position > floors.get(logged.recorded.lane, logged.position)
+                and isinstance(logged.recorded.event, wire.NodeScheduled)
+            ]
+        )
 
     def prepare(self, row: NodeRun, lane: Lane) -> NodeRun:
         return row
@@ -231,6 +247,7 @@ class Worker(Process):
             try:
                 await self._own()
                 await self.kernel.fire_timers()
+                await self.kernel.list_leases()
                 records = self._poll()
                 if records:
                     await self.kernel.handle(records)

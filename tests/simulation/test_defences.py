@@ -36,6 +36,8 @@ def problems(defences: Defences) -> Iterator[list[str]]:
         pytest.param(Defences(lease_token=False), "tokens: ", id="lease token"),
         pytest.param(Defences(order=False), "events_topic: ", id="order of sends"),
         pytest.param(Defences(dead_letters=False), "letters: ", id="dead letters"),
+        pytest.param(Defences(lasting_leases=False), "stuck: ", id="leases of lasting steps"),
+        pytest.param(Defences(left_leases=False), "stuck: ", id="leases left by a former owner"),
     ],
 )
 def test_without_a_defence_something_breaks(defences: Defences, notice: str) -> None:

@@ -18,7 +18,7 @@ from bus.store import Out, Writes
 from handlers.programs import Programs
 from projections import catalog as catalog_rows
 from projections import runtime as runtime_rows
-from projections.runtime import NodeRun
+from projections.runtime import LEASED, READY, UNLISTED, NodeRun
 from schemas import runtime as wire
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive
@@ -176,12 +176,20 @@ class World:
         """What executors do in one statement: lease steps that nobody holds and no lane has locked."""
         self.step_made.clear()
         table = self.database.tables["node_run"]
-        waiting = [row for row in table.values() if claimable(row) and self._free(row)]
+        waiting = [row for row in table.values() if row.listed == READY and claimable(row) and self._free(row)]
         claimed = []
         for row in self.chance.sample(waiting, min(limit, len(waiting))):
             table[row.id] = leased(row, name, self.now())
             claimed.append(table[row.id])
         return claimed
+
+    def list_leases(self, ids: Sequence[str]) -> None:
+        """Let the sweep find these steps, as far as they are leased."""
+        table = self.database.tables["node_run"]
+        for id in ids:
+            row = table[id]
+            if row.listed == UNLISTED and row.ready and row.leased_by is not None:
+                table[id] = replace(row, listed=LEASED)
 
     def begin(self, row: NodeRun) -> None:
         """I8: nobody executes a step under a lease that somebody has executed it under."""
@@ -221,7 +229,7 @@ class World:
             await asyncio.sleep(self.chance.uniform(0.5, 1.5))
             early = self.chance.choice((0.0, 0.0, 1.0))
             for row in list(self.database.tables["node_run"].values()):
-                if row.leased_by and row.ready and row.lease_until <= self.now() + early:
+                if row.listed == LEASED and row.lease_until <= self.now() + early:
                     self._tell(row)
 
     def _tell(self, row: NodeRun) -> None:

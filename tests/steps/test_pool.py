@@ -43,7 +43,7 @@ class Seen:
         self.answers.append(result)
 
     async def leased_and_started_after(self, seconds: float) -> None:
-        row = self.pool.lease(_step(), 1_000.0)
+        row = self.pool.lease(_step(), 1_000.0, new=True)
         assert row is not None
         assert self.pool.room("tool") == 0
         await asyncio.sleep(seconds)

@@ -21,8 +21,8 @@ CREATE INDEX definition_version_newest ON definition_version (tenant_id, kind, c
 CREATE INDEX definition_version_of ON definition_version (definition_id);
 CREATE INDEX run_newest ON run (tenant_id, created_at, id);
 CREATE INDEX node_run_of ON node_run (run_id);
-CREATE INDEX node_run_ready ON node_run (kind, created_at) WHERE ready AND leased_by IS NULL;
-CREATE INDEX node_run_leased ON node_run (lane, lease_until) WHERE ready AND leased_by IS NOT NULL;
+CREATE INDEX node_run_ready ON node_run (kind, created_at) WHERE listed = 1;
+CREATE INDEX node_run_leased ON node_run (lane) WHERE listed = 2;
 CREATE INDEX run_mark_of ON run_mark (run_id);
 CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id)
 """
@@ -51,7 +51,7 @@ END $$
 
 HOT = {
     "run": "fillfactor = 70",
-    "node_run": "fillfactor = 70",
+    "node_run": "fillfactor = 50",
     "run_mark": "fillfactor = 70",
     "lane": "fillfactor = 30, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000",
     "outbox": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000",
