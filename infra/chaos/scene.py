@@ -22,6 +22,7 @@ from infra.chaos.judge import HEAL_SECONDS_MAX, Asked, Verdict, heal, judge
 from infra.chaos.load import Load
 from infra.chaos.proxy import Proxy
 from infra.chaos.workload import VIAS
+from infra.embedded.failures import StackError
 from infra.embedded.processes import free_port
 from infra.rebuild import rebuild
 from infra.settings import Settings
@@ -238,7 +239,7 @@ async def _listening(*proxies: Proxy) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _running(stack: Supervisor, off: str) -> AsyncIterator[str]:
-    """The stack once it is ready: the gateway's address."""
+    """The stack once it is ready: the gateway's address. Raises StackError when somebody asks it to stop meanwhile."""
     url = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
 
@@ -250,11 +251,24 @@ async def _running(stack: Supervisor, off: str) -> AsyncIterator[str]:
     running = asyncio.create_task(stack.run(once_ready=hold))
     waiting: set[asyncio.Future[Any]] = {url, running}
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    inside = asyncio.current_task()
+    assert inside is not None
+
+    def leave(_: asyncio.Task[None]) -> None:
+        if not done.is_set():
+            inside.cancel()
+
     try:
         if running.done():
             await running
             raise RuntimeError("the stack stopped before it was ready")
+        running.add_done_callback(leave)  # Else faults and load would go on against servers that have gone.
         yield url.result()
+    except asyncio.CancelledError:
+        if not running.done():
+            raise
+        inside.uncancel()
+        raise StackError("stopped before its end", "nothing runs any more, and nothing was judged") from None
     finally:
         os.environ.pop(OFF_VARIABLE, None)
         done.set()

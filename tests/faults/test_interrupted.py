@@ -1,0 +1,34 @@
+"""Somebody ends a scenario by Ctrl-C or SIGTERM: it leaves at once, and nothing of it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from infra.chaos.scene import scene
+from infra.embedded.failures import StackError
+from infra.embedded.processes import Identity, is_alive
+from infra.settings import Settings
+from infra.stack import Say
+
+SCENARIO_SECONDS = 120
+
+
+async def test_a_scenario_that_is_asked_to_stop_does_not_go_on_without_servers(settings: Settings, say: Say) -> None:
+    async def interrupted() -> None:
+        async with scene(settings, seed=1, say=say, workers=1, executors=0) as stage, asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(SCENARIO_SECONDS))
+            workers.append(stage.faults.victim("worker", 0).identity)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(SCENARIO_SECONDS)
+
+    workers: list[Identity] = []
+    began = time.monotonic()
+    with pytest.raises(StackError, match="stopped before its end"):
+        await interrupted()
+    assert time.monotonic() - began < SCENARIO_SECONDS
+    assert not is_alive(workers[0])
