@@ -129,9 +129,12 @@ class Kernel:
             return []
         began = time.perf_counter()
         claimed = await self.store.claim(lane_ids, self.owner)
-        if self._steps and self._defences.left_leases:
-            await self._steps.list_made({each.lane: each.floor for each in claimed})
         lanes = [Lane(each, self.limits.aggregates_max) for each in claimed]
+        if self._steps:
+            if self._defences.left_leases:
+                await self._steps.list_made({each.lane: each.floor for each in claimed})
+            for lane in lanes:
+                lane.all_listed()
         if self._defences.drain:
             for lane in lanes:
                 await self.drain(lane)

@@ -50,6 +50,7 @@ class Lane:
         self.died = 0
         self.handed: dict[str, None] = {}
         self.unlisted: dict[str, tuple[int, float]] = {}
+        self._floor: int | None = claimed.floor
         self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
         self._aggregates_max = aggregates_max
         self._sending: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -60,9 +61,18 @@ class Lane:
 
     @property
     def floor(self) -> int:
-        """The position up to which no row is among the `unlisted`: ids, with the position before each and its time."""
+        """The position up to which no row is among the `unlisted`: ids, with the position before each and its time.
+
+        As it was at the claim, until all that former owners made has been listed.
+        """
+        if self._floor is not None:
+            return self._floor
         first = next(iter(self.unlisted.values()), None)
         return self.position if first is None else first[0]
+
+    def all_listed(self) -> None:
+        """What former owners made is."""
+        self._floor = None
 
     def long_unlisted(self, before: float) -> list[str]:
         """What was made before this time: they are in order."""

@@ -183,7 +183,9 @@ def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Any) ->
 
 
 def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Any) -> NodeRun:
-    return changed(before, seq=recorded.seq, status="running", worker=event.worker, started_at=recorded.at)
+    return changed(
+        before, seq=recorded.seq, status="running", worker=event.worker, started_at=recorded.at, listed=UNLISTED
+    )
 
 
 def _completed(before: NodeRun, run: Run, event: wire.NodeCompleted, recorded: Any) -> NodeRun:
@@ -228,7 +230,7 @@ def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Any
 
 
 def _skipped(before: NodeRun, run: Run, event: wire.NodeSkipped, recorded: Any) -> NodeRun:
-    return changed(before, seq=recorded.seq, status="skipped", ended_at=recorded.at)
+    return changed(before, seq=recorded.seq, status="skipped", ended_at=recorded.at, listed=UNLISTED)
 
 
 def _cancelled(before: NodeRun, run: Run, event: wire.NodeCancelled, recorded: Any) -> NodeRun:

@@ -276,6 +276,10 @@ BREAKS = {
         "I11", "UPDATE node_run SET ready = true, status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
         "{done} is not listed for executors"
     ),
+    "a step that executors find although it has ended": (
+        "I11", "UPDATE node_run SET listed = 1 WHERE run_id = '{done}' AND node_id = 'code'",
+        "{done} is listed, and nobody is to execute it"
+    ),
     "a lease that no sweeper finds": (
         "I11", "UPDATE node_run SET ready = true, status = 'queued', leased_by = 'w', lease_until = 1e10"
         " WHERE run_id = '{done}' AND node_id = 'code'", "{done} is not listed for the sweepers"

@@ -23,7 +23,7 @@ _CLAIM = f"""WITH candidates AS (
   ) AS c ORDER BY c.turn, c.id LIMIT $2
 ), locked AS (
   SELECT id FROM node_run WHERE id = ANY(ARRAY(SELECT id FROM candidates))
-    AND listed + 0 = {READY}  -- Not the column itself: that invites the other index.
+    AND listed + 0 = {READY} AND status = 'queued'  -- Not the column itself: that invites the other index.
   ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE node_run n SET listed = {LEASED}, leased_by = $3, lease_until = extract(epoch FROM clock_timestamp()) + $4,
@@ -63,8 +63,9 @@ _LIST = f"""UPDATE node_run n SET listed = {LEASED}
 FROM (SELECT id FROM node_run n WHERE n.id = ANY($1::uuid[]) AND {_LEASED_UNLISTED} ORDER BY id FOR NO KEY UPDATE) AS u
 WHERE n.id = u.id"""
 
-_MADE_SINCE = """SELECT e.data FROM unnest($1::int2[], $2::int8[]) AS u(lane, floor)
-JOIN event e ON e.lane = u.lane AND e.position > u.floor WHERE e.type = 'runtime.node_scheduled'"""
+_MADE_SINCE = """SELECT e.data FROM unnest($1::int2[], $2::int8[]) AS u(lane, floor) CROSS JOIN LATERAL (
+  SELECT data, type FROM event WHERE lane = u.lane AND position > u.floor OFFSET 0  -- Lane by lane, by its index.
+) AS e WHERE e.type = 'runtime.node_scheduled'"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.statements import load_headers
 from infra.verify.system import System
-from projections.runtime import LEASED, READY
+from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
 from schemas.runtime import RUN_ENDED, WakeNode
@@ -18,6 +18,7 @@ _UNFOUND = f"""SELECT n.id, n.run_id, n.leased_by FROM node_run n JOIN lane l ON
 LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
 WHERE n.ready AND n.status = 'queued' AND CASE WHEN n.leased_by IS NULL THEN n.listed <> {READY}
   ELSE n.listed <> {LEASED} AND coalesce(e.position, 0) <= l.floor END"""
+_LISTED = f"SELECT id, run_id, status FROM node_run WHERE listed <> {UNLISTED} AND NOT (ready AND status = 'queued')"
 _LEFT_BEHIND = f"""SELECT n.id, n.run_id, r.status FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.status IN ('queued', 'running', 'pending') AND r.status IN ({_ENDED})"""
 _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
@@ -42,6 +43,8 @@ async def check_stuck(system: System) -> None:
     async for row in system.stream(_UNFOUND):
         finder = "the sweepers of leases" if row["leased_by"] else "executors"
         add("I11", [f"node_run {row['id']} of run {row['run_id']} is not listed for {finder}"])
+    async for row in system.stream(_LISTED):
+        add("I11", [f"node_run {row['id']} of run {row['run_id']} is listed, and nobody is to execute it"])
     async for row in system.stream(_LEFT_BEHIND):
         add("I11", [f"node_run {row['id']} is not ended, its run {row['run_id']} is {row['status']}"])
     async for row in system.stream(_RUNS, before):

@@ -109,6 +109,7 @@ def hot_statements() -> dict[str, str]:
         "claim steps": leases._CLAIM,
         "renew leases": leases._RENEW,
         "expired leases": leases._EXPIRED,
+        "steps made since": leases._MADE_SINCE,
         "unheard results": leases._UNHEARD,
     }
 

@@ -15,6 +15,7 @@ from bus.store import Out
 from infra.db import TableSpec
 from projections import catalog as catalog_rows
 from projections import runtime_fold
+from projections.runtime import UNLISTED
 from schemas import catalog as catalog_wire
 from schemas import registry
 from schemas import runtime as wire
@@ -33,7 +34,7 @@ Histories = dict[str, list[Recorded]]
 def violations(world: World) -> list[str]:
     histories = _histories(world)
     found: list[str] = []
-    for rule in (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds):
+    for rule in (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds, _listed):
         found += [f"{rule.__name__[1:]}: {problem}" for problem in rule(world, histories)]
     for run_id, started in world.clients.started.items():
         history = histories.get(run_id, [])
@@ -49,6 +50,13 @@ def violations(world: World) -> list[str]:
         )
         found += [f"interpreter: run {run_id}: {difference}" for difference in differences[:3]]
     return found
+
+
+def _listed(world: World, histories: Histories) -> Iterator[str]:
+    """Whoever looks for steps finds those that somebody is to execute, and no others."""
+    for row in world.database.tables["node_run"].values():
+        if row.listed != UNLISTED and not (row.ready and row.status == "queued"):
+            yield f"node run {row.path} is {row.status} and listed"
 
 
 def _poisoned_end(history: list[Recorded]) -> list[str]:

@@ -34,7 +34,6 @@ from tests.simulation.processes import (
     Executor,
     Process,
     Worker,
-    claimable,
     leased,
 )
 
@@ -176,7 +175,7 @@ class World:
         """What executors do in one statement: lease steps that nobody holds and no lane has locked."""
         self.step_made.clear()
         table = self.database.tables["node_run"]
-        waiting = [row for row in table.values() if row.listed == READY and claimable(row) and self._free(row)]
+        waiting = [row for row in table.values() if row.listed == READY and self._free(row)]
         claimed = []
         for row in self.chance.sample(waiting, min(limit, len(waiting))):
             table[row.id] = leased(row, name, self.now())

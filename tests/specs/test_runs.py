@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bus.decider import Meta
+from projections.runtime import READY, UNLISTED
 from schemas import runtime as wire
 from schemas.messages import derive
 from schemas.runtime import VALUE_BYTES_MAX, Failure
@@ -398,6 +399,14 @@ def test_an_external_worker_cannot_store_what_is_too_large() -> None:
 
 
 # A run's status by hand.
+
+
+@pytest.mark.parametrize("status", ["running", "skipped", "completed", "failed"])
+def test_a_step_whose_status_is_set_by_hand_is_no_executors_any_more(status: str) -> None:
+    flow = chain()
+    assert flow.given().node("a").listed == READY
+    flow.handle(set_node("a", status))
+    assert flow.node("a").listed == UNLISTED
 
 
 def test_a_run_can_be_ended_by_hand() -> None:
