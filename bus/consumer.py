@@ -138,7 +138,7 @@ def decoded(place: TopicPartition, data: bytes, offset: int) -> tuple[list[Any],
     """
     records: list[Any] = []
     after = offset
-    for batch in _batches(data):
+    for batch in batches(data):
         after = max(after, batch.next_offset)
         if batch.control:
             continue
@@ -153,7 +153,7 @@ def decoded(place: TopicPartition, data: bytes, offset: int) -> tuple[list[Any],
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     base: int
     next_offset: int
     attributes: int
@@ -167,7 +167,7 @@ class _Batch:
         return bool(self.attributes & _CONTROL)
 
 
-def _batches(data: bytes) -> Iterator[_Batch]:
+def batches(data: bytes) -> Iterator[Batch]:
     """The whole batches; a fetch may end within one."""
     at = 0
     while at + _HEADER.size <= len(data):
@@ -178,11 +178,11 @@ def _batches(data: bytes) -> Iterator[_Batch]:
         if magic != 2:
             raise CorruptRecordException(f"record batches of magic {magic} are not known")
         body = data[at + _HEADER.size : end]
-        yield _Batch(base, base + last + 1, attributes, first_at, max_at, count, body)
+        yield Batch(base, base + last + 1, attributes, first_at, max_at, count, body)
         at = end
 
 
-def _records(place: TopicPartition, batch: _Batch) -> Iterator[Any]:
+def _records(place: TopicPartition, batch: Batch) -> Iterator[Any]:
     """Raises whatever a broken body makes the reader raise."""
     body = batch.body
     kind = batch.attributes & _CODEC
@@ -203,7 +203,7 @@ def _records(place: TopicPartition, batch: _Batch) -> Iterator[Any]:
 
 def _record(
     place: TopicPartition,
-    batch: _Batch,
+    batch: Batch,
     offset: int,
     timestamp: int,
     key: bytes | None,

@@ -27,7 +27,7 @@ class Options:
     """How much to measure. `seconds`: for how long a load starts runs; `runs`: how many at most.
 
     `saturating`: so many runs in flight that one worker has full batches, and more waiting.
-    `cold_seconds`: the first warm-up of all, in which Kafka's broker compiles its hot paths.
+    `cold_seconds`: before everything, until Kafka's broker has compiled its hot paths.
     """
 
     against: Sequence[str] = ()
@@ -73,13 +73,10 @@ class Bench:
     results: list[Result] = field(default_factory=list)
     profiler: Profiler | None = None
     repeat: int = 0
-    warm: bool = False
-    """Kafka has compiled its hot paths, which takes it much longer than a worker takes to fill its caches."""
 
     def warm_up(self, in_flight: int) -> Load:
-        """What to load this system with before a measurement of it."""
-        cold, self.warm = not self.warm, True
-        return Load(in_flight, WITHOUT_END, self.options.cold_seconds if cold else self.options.warm_up_seconds)
+        """What to load a system with before a measurement of it."""
+        return Load(in_flight, WITHOUT_END, self.options.warm_up_seconds)
 
     def repeats(self) -> Iterator[int]:
         """One number for each repeat of a workload; what is noted meanwhile belongs to it."""
@@ -115,11 +112,14 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def fresh(self, name: str) -> AsyncIterator[Platform]:
-        """The system with an empty database and topics of its own."""
+        """The system with an empty database and topics of its own. The database is gone at the end of the block."""
         name = f"{name}_{uuid.uuid4().hex[:8]}"
         changes = {"database_url": await self.stack.new_database(name), "topic_prefix": f"{name}."}
-        async with started(self.stack, self.settings.model_copy(update=changes)) as platform:
-            yield platform
+        try:
+            async with started(self.stack, self.settings.model_copy(update=changes)) as platform:
+                yield platform
+        finally:
+            await self.stack.drop_database(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,12 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def started(name: str, stack: EmbeddedStack) -> AsyncIterator[Peer]:
-    """A peer ready for loads. At the end of the block it has recorded every run, or BenchFailed is raised."""
-    url = await stack.new_database(f"{name}_{uuid.uuid4().hex[:8]}")
+    """A peer ready for loads. At the end of the block it has recorded every run, or BenchFailed is raised.
+
+    Its database is gone then: Postgres would vacuum it on the account of whoever is measured next.
+    """
+    database = f"{name}_{uuid.uuid4().hex[:8]}"
+    url = await stack.new_database(database)
     log = stack.folder.path / "log" / f"peer-{name}.log"
     with log.open("ab") as output:
         child = await asyncio.create_subprocess_exec(
@@ -92,3 +96,4 @@ async def started(name: str, stack: EmbeddedStack) -> AsyncIterator[Peer]:
         if child.returncode is None:
             child.kill()
             await child.wait()
+        await stack.drop_database(database)

@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import asyncpg
 import orjson
-from aiokafka import AIOKafkaConsumer
 from pydantic import SecretStr
 
 from bus.producer import Producer
 from bus.store import Out
 from infra import main
+from infra.bench.ends import Ends
 from infra.bench.load import Load, Measured, closed_loop
 from infra.bench.measure import OURS
 from infra.bench.processes import Kinds
@@ -30,7 +30,7 @@ from infra.embedded.processes import KILL, STOP_GENTLY, log_tail, spawn, stop_ch
 from infra.embedded.state import Role
 from infra.settings import Settings, setting_name
 from schemas.catalog import CreateDefinition, definition_id
-from schemas.envelope import Envelope, header
+from schemas.envelope import Envelope
 from schemas.messages import Command, JsonObject
 from schemas.runtime import CreateRun
 from schemas.topics import COMMANDS, EVENTS, partition_of
@@ -39,9 +39,7 @@ TENANT = "bench"
 PATIENCE_SECONDS = 60.0
 RUN_SECONDS_MAX = 300.0
 QUEUED_AT_ONCE = 2_000
-NODE_COMPLETED = b"runtime.node_completed"
-COMPLETED = b"runtime.run_completed"
-ENDED_OTHERWISE = frozenset({b"runtime.run_failed", b"runtime.run_cancelled", b"runtime.run_compensated"})
+COMPLETED = "completed"
 
 
 class BenchFailed(Exception):
@@ -202,11 +200,15 @@ class Platform:
         """Whoever waits for a run waits in vain once a worker has ended that was not asked to."""
         dead = [worker.pid for worker in self.workers if worker.poll() is not None]
         if dead:
-            self._failure = BenchFailed(f"worker {dead[0]} has ended ({self._last_words()})")
-            waiting, self._waiting = self._waiting, {}
-            for ended in waiting.values():
-                if not ended.done():
-                    ended.set_exception(self._failure)
+            self._fail(BenchFailed(f"worker {dead[0]} has ended ({self._last_words()})"))
+
+    def _fail(self, failure: BenchFailed) -> None:
+        """Nobody needs to wait any longer."""
+        self._failure = failure
+        waiting, self._waiting = self._waiting, {}
+        for ended in waiting.values():
+            if not ended.done():
+                ended.set_exception(failure)
 
     def _last_words(self) -> str:
         logs = sorted((self.stack.folder.path / "log").glob("worker-*.log"), key=lambda log: log.stat().st_mtime)
@@ -214,39 +216,33 @@ class Platform:
 
     async def watch(self) -> None:
         """Read the events topic and end the waiting of those whose run has ended."""
-        consumer = AIOKafkaConsumer(
-            self.settings.topic_prefix + EVENTS,
-            bootstrap_servers=self.settings.required_kafka_bootstrap,
-            group_id=None,
-            auto_offset_reset="earliest",
-        )
-        await consumer.start()
+        reader = Ends(self.settings.topic_prefix + EVENTS, self.settings.required_kafka_bootstrap)
         try:
+            await reader.start()
             while True:
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    for record in records:
-                        self._note(header(record.headers, "ce_type") or b"", record.key)
+                for seen in await reader.poll():
+                    self.node_runs += seen.node_runs
+                    for id, how in seen.ends:
+                        self._note(id, how)
                 self._notice_the_dead()
+        except Exception as error:
+            self._fail(BenchFailed(f"the events cannot be read: {type(error).__name__} {error}"))
+            raise
         finally:
-            await consumer.stop()
+            await reader.stop()
 
-    def _note(self, type: bytes, key: bytes) -> None:
-        if type == NODE_COMPLETED:
-            self.node_runs += 1
-        if type != COMPLETED and type not in ENDED_OTHERWISE:
-            return
-        id = key.decode()
+    def _note(self, id: str, how: str) -> None:
+        failure = None if how == COMPLETED else BenchFailed(f"run {id} ended as {how}")
         if id in self._queued:
             self._queued.remove(id)
-            if type != COMPLETED:
-                self._failure = BenchFailed(f"run {id} ended by {type.decode()}")
+            self._failure = self._failure or failure
         ended = self._waiting.pop(id, None)
         if ended is None or ended.done():
             return
-        if type == COMPLETED:
+        if failure is None:
             ended.set_result(None)
         else:
-            ended.set_exception(BenchFailed(f"run {id} ended by {type.decode()}"))
+            ended.set_exception(failure)
 
     async def check(self, runs: Sequence[str], nodes: int) -> None:
         """Every node of every run is in Postgres as completed. Raises BenchFailed."""

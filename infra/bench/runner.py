@@ -54,6 +54,8 @@ async def run(names: Sequence[str], options: Options, settings: Settings, say: S
             await profiler.statements.switch_on()
         async with started(stack, settings) as platform:
             bench = Bench(settings, stack, platform, options, say, profiler=profiler)
+            say("warming up ...")
+            await workloads.heat(bench)
             for name in names:
                 say(f"{name} ...")
                 await BY_NAME[name](bench)

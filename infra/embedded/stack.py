@@ -88,14 +88,21 @@ class EmbeddedStack:
 
     async def new_database(self, name: str) -> str:
         """Make an empty database and give its address."""
+        await self._execute(f'CREATE DATABASE "{name}"')
+        return self.postgres.url_of(name)
+
+    async def drop_database(self, name: str) -> None:
+        """Drop what `new_database` has made; its sessions end."""
+        await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    async def _execute(self, sql: str) -> None:
         import asyncpg
 
         connection = await asyncpg.connect(self.database_url)
         try:
-            await connection.execute(f'CREATE DATABASE "{name}"')
+            await connection.execute(sql)
         finally:
             await connection.close()
-        return self.postgres.url_of(name)
 
     async def _start_postgres(self) -> None:
         async def start(ports: Mapping[str, int]) -> None:
