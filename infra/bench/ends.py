@@ -1,7 +1,7 @@
 """How the client of this system learns of the ends of runs: from topic `events`, whose records it does not decode.
 
-Decoding every event would cost a third of what the system itself spends on it, on the same cores, and a client that
-waits for an end needs none but that. Format: Kafka protocol guide, "Record Batch" (magic 2); the headers are those of
+Decoding every event took 26 us of CPU a step, a sixth of what the worker spends, on the same cores; a client that waits
+for an end needs none but that. Format: Kafka protocol guide, "Record Batch" (magic 2); the headers are those of
 `bus.plan.event_record`, in its order.
 """
 
@@ -48,11 +48,12 @@ def seen(records: bytes) -> Seen:
 
 
 class Ends(AIOKafkaConsumer):  # type: ignore[misc]
-    """A reader of one topic from its begin, without a group."""
+    """A reader of all `partitions` of one topic from its begin, without a group."""
 
-    def __init__(self, topic: str, bootstrap: str) -> None:
+    def __init__(self, topic: str, partitions: int, bootstrap: str) -> None:
         super().__init__(bootstrap_servers=bootstrap)
         self._topic = topic
+        self._places = [TopicPartition(topic, number) for number in range(partitions)]
         self._offsets: dict[int, int] = {}
 
     async def start(self) -> None:
@@ -60,12 +61,12 @@ class Ends(AIOKafkaConsumer):  # type: ignore[misc]
         await super().start()
         self._client.add_topic(self._topic)
         async with asyncio.timeout(START_SECONDS_MAX):
-            while not self._offsets:  # A topic that was just made is not known at once.
+            # A topic that was just made is not known at once, nor all of it.
+            while len(self.partitions_for_topic(self._topic) or ()) < len(self._places):
                 await self._client.force_metadata_update()
-                places = [TopicPartition(self._topic, at) for at in self.partitions_for_topic(self._topic) or ()]
-                begins: Mapping[TopicPartition, int] = await self.beginning_offsets(places) if places else {}
-                self._offsets = {place.partition: begins[place] for place in places}
-                await asyncio.sleep(0 if places else RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+            begins: Mapping[TopicPartition, int] = await self.beginning_offsets(self._places)
+        self._offsets = {place.partition: begins[place] for place in self._places}
 
     async def poll(self) -> Iterator[Seen]:
         """What is new in any partition, after WAIT_MILLISECONDS at most."""
@@ -78,7 +79,7 @@ class Ends(AIOKafkaConsumer):  # type: ignore[misc]
             return iter(())
 
     async def _fetched(self) -> list[tuple[int, bytes]]:
-        leaders = {self._client.cluster.leader_for_partition(TopicPartition(self._topic, at)) for at in self._offsets}
+        leaders = {self._client.cluster.leader_for_partition(place) for place in self._places}
         if len(leaders) != 1 or None in leaders:
             raise LeaderNotAvailableError(f"{self._topic} wants one leader, has {leaders}")
         wanted = [(at, offset, PARTITION_BYTES_MAX) for at, offset in self._offsets.items()]

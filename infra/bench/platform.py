@@ -216,7 +216,8 @@ class Platform:
 
     async def watch(self) -> None:
         """Read the events topic and end the waiting of those whose run has ended."""
-        reader = Ends(self.settings.topic_prefix + EVENTS, self.settings.required_kafka_bootstrap)
+        settings = self.settings
+        reader = Ends(settings.topic_prefix + EVENTS, settings.events_partitions, settings.required_kafka_bootstrap)
         try:
             await reader.start()
             while True:
