@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import orjson
@@ -119,12 +119,19 @@ def _row_columns(columns: Sequence[Column]) -> Columns:
     return [(column.name, column.pg_type, column.dump) for column in columns]
 
 
-def _row_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
-    values = attrgetter(*(column.name for column in columns))
+def _whole_rows(rows: list[Any]) -> Arrays:
+    """All columns; a row's attributes are in their order."""
+    rows.sort(key=_row_id)
+    return list(zip(*[row.__dict__.values() for row in rows], strict=True))
+
+
+def _row_parts(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
+    """Some of the columns."""
+    values = itemgetter(*(column.name for column in columns))
 
     def arrays(rows: list[Any]) -> Arrays:
         rows.sort(key=_row_id)
-        return list(zip(*map(values, rows), strict=True))
+        return list(zip(*[values(row.__dict__) for row in rows], strict=True))
 
     return arrays
 
@@ -229,13 +236,12 @@ class Statements:
 
     def __init__(self, specs: Mapping[str, TableSpec]) -> None:
         self._inserts = {
-            name: _insert(f"i_{name}", name, _row_columns(spec.columns), _row_arrays(spec.columns))
-            for name, spec in specs.items()
+            name: _insert(f"i_{name}", name, _row_columns(spec.columns), _whole_rows) for name, spec in specs.items()
         }
         self._updates = {}
         for name, spec in specs.items():
             columns = (spec.columns[0], *spec.mutable)
-            self._updates[name] = _update(f"u_{name}", name, _row_columns(columns), _row_arrays(columns))
+            self._updates[name] = _update(f"u_{name}", name, _row_columns(columns), _row_parts(columns))
         self._events = _insert(
             "events",
             "event",

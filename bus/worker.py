@@ -26,6 +26,9 @@ log = logging.getLogger("agent_platform.worker")
 
 GROUP = "agent-platform"
 POLL_MILLISECONDS = 2
+"""FastStream sleeps so long after a poll that found nothing."""
+PATIENCE_MILLISECONDS = 200
+"""So there are few of them: a poll waits so long for its first record."""
 METADATA_MILLISECONDS = 10_000
 """How long a topic that was made anew, or has more partitions, may go unnoticed."""
 FETCH_BYTES = 128 * 1024
@@ -125,7 +128,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._clock.measure(self.kernel.store.now)
         await self._broker.connect()
         made = self._broker.config.broker_config
-        made.builder = functools.partial(Consumer, **cast("functools.partial[Any]", made.builder).keywords)
+        made.builder = functools.partial(
+            Consumer, patience_ms=PATIENCE_MILLISECONDS, **cast("functools.partial[Any]", made.builder).keywords
+        )
         await self._broker.start()
 
     async def run(self) -> None:

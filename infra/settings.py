@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     # Topics
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
     commands_partitions: Partitions = 12
-    ingress_partitions: Partitions = 12
+    ingress_partitions: Partitions = 4
     events_partitions: Partitions = 12
     steps_partitions: Partitions = 12
     replies_partitions: Partitions = 32

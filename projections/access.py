@@ -13,7 +13,7 @@ from schemas import access as wire
 from schemas.messages import JsonObject
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ApiKey:
     """`secret_sha256` is the hash of the whole key. A deleted key keeps its row with status `deleted`."""
 

@@ -13,7 +13,7 @@ from schemas import catalog as wire
 from schemas.messages import JsonObject
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Definition:
     id: str
     tenant_id: str
@@ -30,7 +30,7 @@ class Definition:
     updated_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Version:
     """A version of a definition; `spec` never changes. `problems` are what publishing it would run into."""
 

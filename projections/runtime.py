@@ -104,7 +104,7 @@ class NodeRun:
     listed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mark:
     """A counter of a run that outlives one node run.
 
