@@ -19,7 +19,7 @@ from schemas.topics import BROKER_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 
 log = logging.getLogger("agent_platform.producer")
 
-LINGER_SECONDS = 0.005
+LINGER_SECONDS = 0.008
 """A request costs far more than a record: what is not urgent waits so long for company."""
 
 

@@ -46,15 +46,15 @@ class DatabaseClock:
     """
 
     def __init__(self) -> None:
-        self._offset = 0.0
+        self._offset_ns = 0
 
     def now(self) -> float:
-        return round(time.monotonic() + self._offset, 6)
+        return (time.monotonic_ns() + self._offset_ns) // 1_000 / 1e6
 
     async def measure(self, now: Callable[[], Awaitable[float]]) -> None:
-        before = time.monotonic()
+        before = time.monotonic_ns()
         there = await now()
-        self._offset = there - (before + time.monotonic()) / 2
+        self._offset_ns = int(there * 1e9) - (before + time.monotonic_ns()) // 2
 
 
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]

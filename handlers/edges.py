@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, cast
 from bus.decider import Rows
 from projections.runtime import Mark
 from schemas.graph import Edge, Loop, Node, Program
-from schemas.messages import derive
+from schemas.messages import derive_near
 from schemas.node_types import Join
 from schemas.runtime import MarkSet
 
@@ -71,7 +71,7 @@ class Resolution:
         return self._mark(self._latest_id(node, within)).note
 
     def _latest_id(self, node: Node, within: Iteration) -> str:
-        return derive(self._run_id, ":".join(["latest", node.id, *map(str, within)]))
+        return derive_near(self._run_id, ":".join(["latest", node.id, *map(str, within)]))
 
     def pass_early(self, join: Node, iteration: Iteration) -> bool:
         """Note that a join has completed with edges still to come; False if none are."""
@@ -97,7 +97,7 @@ class Resolution:
                 yield index
 
     def _gate_id(self, node: Node, iteration: Iteration) -> str:
-        return derive(self._run_id, f"gate:{node.index}:{iteration_text(iteration)}")
+        return derive_near(self._run_id, f"gate:{node.index}:{iteration_text(iteration)}")
 
     def _beyond(self, edge: Edge, iteration: Iteration, taken: bool) -> None:
         """The edge has left its loops: it repeats a loop, or arrives at its target."""
@@ -126,7 +126,7 @@ class Resolution:
 
     def _back(self, loop: Loop, iteration: Iteration, taken: bool) -> None:
         depth = loop.depth
-        mark = self._mark(derive(self._run_id, f"back:{loop.index}:{iteration_text(iteration[:depth])}"))
+        mark = self._mark(derive_near(self._run_id, f"back:{loop.index}:{iteration_text(iteration[:depth])}"))
         resolved, repeats = mark.resolved + 1, mark.taken + taken
         self._set(mark, resolved=resolved, taken=repeats)
         if resolved < self._count(loop.back_edges):
@@ -150,7 +150,7 @@ class Resolution:
                 self._beyond(edge, outer, taken=False)
 
     def _loop_id(self, loop: Loop, outer: Iteration) -> str:
-        return derive(self._run_id, f"loop:{loop.index}:{iteration_text(outer)}")
+        return derive_near(self._run_id, f"loop:{loop.index}:{iteration_text(outer)}")
 
     def _enable(self, node: Node, iteration: Iteration, why: str) -> None:
         self.enabled.append(Enabled(node, iteration, cast("Literal['run', 'skip']", why)))

@@ -42,13 +42,18 @@ Text = Annotated[str, StringConstraints(max_length=65_536), AfterValidator(stora
 JsonObject = dict[str, Any]
 
 
+_VARIANT = {digit: f"{int(digit, 16) & 0x3 | 0x8:x}" for digit in "0123456789abcdef"}
+
+
 def derive(namespace: str, name: str) -> str:
-    """The version 5 uuid (RFC 9562) of `name` in `namespace`, as a string; 2x faster than uuid.uuid5."""
-    digest = bytearray(hashlib.sha1(bytes.fromhex(namespace.replace("-", "")) + name.encode()).digest()[:16])  # noqa: S324
-    digest[6] = digest[6] & 0x0F | 0x50
-    digest[8] = digest[8] & 0x3F | 0x80
-    text = digest.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """The version 5 uuid (RFC 9562) of `name` in `namespace`, as a string; 3x faster than uuid.uuid5."""
+    text = hashlib.sha1(bytes.fromhex(namespace.replace("-", "")) + name.encode()).hexdigest()  # noqa: S324
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:32]}"
+
+
+def derive_near(namespace: str, name: str) -> str:
+    """The same after the first 48 bits, which are those of `namespace`: indexes keep what belongs together together."""
+    return namespace[:13] + derive(namespace, name)[13:]
 
 
 PLATFORM_NAMESPACE = "0f3d2b1e-54a1-5d43-9a0c-6f2a51c7e9b4"

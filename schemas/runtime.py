@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Text, derive
+from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Text, derive_near
 
 RunStatus = Literal[
     "queued",
@@ -32,7 +32,7 @@ Worker = Annotated[str, Field(max_length=128)]
 
 def node_run_id(run_id: str, path: str, iteration: str) -> str:
     """A node run is (path, iteration) in its run: the same for all attempts, so also its idempotency key."""
-    return derive(run_id, f"{path}:{iteration}")
+    return derive_near(run_id, f"{path}:{iteration}")
 
 
 class InitialNode(BaseModel):
