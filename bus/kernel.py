@@ -39,7 +39,9 @@ from schemas.messages import Event, Rejected, derive
 log = logging.getLogger("agent_platform.kernel")
 
 CROWD = 16
-"""A batch of so many commands is one of many."""
+"""A batch of so many commands is worth a round of sending of its own."""
+PATIENCE_SECONDS = 0.008
+"""A request to Kafka costs far more than a record: what nobody waits for waits so long for company."""
 
 
 class Steps(Protocol):
@@ -461,6 +463,8 @@ class Kernel:
     def _prepare(self, plan: Plan) -> None:
         """Make ready what is sent and started once the plan is committed."""
         plan.sends = plan.records()
+        if len(plan.accepted) >= CROWD:
+            plan.sends = self.log.encoded(plan.sends)
         if self._steps:
             plan.ready = [self._steps.prepare(row, lane) for row, lane in plan.started]
 
@@ -477,11 +481,13 @@ class Kernel:
         lanes = {made.lane.id: made.lane for made in plan.made.values()}
         # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
         sending = {id: lane for id, lane in lanes.items() if lane.settle() or not self._defences.order}
-        sends = [out for out in plan.sends if out.lane in sending]
+        sends = plan.sends
+        if len(sending) < len(lanes):
+            sends = [out for out in sends if out.lane in sending]
         if sends:
-            # Somebody waits for the end of a run; among many, those made next go with it.
-            urgent = bool(plan.writes.outbox) or (bool(plan.finished) and len(plan.accepted) < CROWD)
-            future = self.log.enqueue(sends, urgent=urgent)
+            # Somebody waits for the end of a run. A crowd's leave while we decide and Postgres has nothing to do.
+            at_once = plan.writes.outbox or plan.finished or len(plan.accepted) >= CROWD
+            future = self.log.enqueue(sends, patience=0.0 if at_once else PATIENCE_SECONDS)
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)

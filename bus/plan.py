@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -134,7 +134,7 @@ class Plan:
         self._new: dict[Key, Any] = {}
         self._changed: dict[Key, Any] = {}
         self._numbered: list[Logged | Out] = []
-        self.sends: list[Out] = []
+        self.sends: Sequence[Out] = []
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []

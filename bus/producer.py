@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,24 @@ from schemas.topics import BROKER_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 
 log = logging.getLogger("agent_platform.producer")
 
-LINGER_SECONDS = 0.008
-"""A request costs far more than a record: what is not urgent waits so long for company."""
-
 
 class BusUnavailable(Exception):
     """Kafka did not acknowledge in time. The record may have been written all the same."""
+
+
+Place = tuple[str, int]
+"""A topic without the prefix, and a partition."""
+
+
+class Encoded(list[Out]):
+    """Records by where they go, with the batches that they make up if they are all that goes there in their round."""
+
+    def __init__(
+        self, records: Iterable[Out], shares: Mapping[Place, Sequence[Out]], batches: Mapping[Place, Sequence[Any]]
+    ) -> None:
+        super().__init__(records)
+        self.shares = shares
+        self.batches = batches
 
 
 @dataclass(slots=True)
@@ -38,8 +51,8 @@ class _Sending:
 class Producer:
     """An idempotent producer that sends in rounds: what waits goes out together, one batch per partition.
 
-    `publish` is `bus.store.Log`. Records are queued before its first suspension, so two calls made one after
-    the other keep their order; a round starts when the one before it is acknowledged, which is also how one
+    This is `bus.store.Log`. Records are queued before the first suspension of `publish`, so two calls made one
+    after the other keep their order; a round starts when the one before it is acknowledged, which is also how one
     broker connection works. A round that fails or takes longer than `timeout_seconds` fails everything queued
     and replaces the producer: an idempotent batch in flight never expires by itself.
 
@@ -55,8 +68,8 @@ class Producer:
         self._ordered = ordered
         self._producer: AIOKafkaProducer | None = None
         self._queue: list[_Sending] = []
-        self._urgent = asyncio.Event()
-        self._oldest = 0.0
+        self._due = math.inf
+        self._sooner = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Lock = asyncio.Lock()
@@ -73,20 +86,30 @@ class Producer:
         if producer is not None:
             await _close(producer)
 
-    def enqueue(self, records: Iterable[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def enqueue(self, records: Iterable[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         """Queue records for the next round, which iterates over them.
 
         The future ends as `publish` does; a record that is too large or cannot be made fails this call alone.
         """
         sending = _Sending(records, asyncio.get_running_loop().create_future())
-        if not self._queue:
-            self._oldest = time.monotonic()
         self._queue.append(sending)
-        if urgent:
-            self._urgent.set()
+        due = time.monotonic() + patience
+        if due < self._due:
+            self._due = due
+            self._sooner.set()
         if self._rounds is None or self._rounds.done():
             self._rounds = asyncio.ensure_future(self._run())
         return sending.future
+
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        """See `bus.store.Log`. What waits is encoded too, since it will go with them."""
+        producer = self._producer
+        if producer is None:
+            return records
+        for sending in self._queue:
+            if not isinstance(sending.records, Encoded):
+                sending.records = _encoded(producer, _fitting(sending))
+        return _encoded(producer, records)
 
     async def publish(self, records: Sequence[Out]) -> None:
         if records:
@@ -103,8 +126,7 @@ class Producer:
         """Send round after round until nothing waits."""
         while self._queue:
             await self._linger()
-            self._urgent.clear()
-            sendings, self._queue = self._queue, []
+            sendings = self._take()
             try:
                 async with asyncio.timeout(self._timeout):
                     await self._round(sendings)
@@ -112,8 +134,7 @@ class Producer:
                 why = f"{type(error).__name__} {error}"
                 self._replace(why)
                 if self._ordered:
-                    sendings += self._queue
-                    self._queue = []
+                    sendings += self._take()
                 for sending in sendings:
                     if not sending.future.done():
                         sending.future.set_exception(SendFailed(why))
@@ -123,25 +144,40 @@ class Producer:
                         sending.future.set_result(None)
 
     async def _linger(self) -> None:
-        """Let what is not urgent wait for LINGER_SECONDS, or for something that is."""
-        wait = self._oldest + LINGER_SECONDS - time.monotonic()
-        if wait > 0 and not self._urgent.is_set():
+        """Wait until the patience of the least patient ends."""
+        while (wait := self._due - time.monotonic()) > 0:
+            self._sooner.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._sooner.wait()
+
+    def _take(self) -> list[_Sending]:
+        sendings, self._queue = self._queue, []
+        self._due = math.inf
+        return sendings
 
     async def _round(self, sendings: Sequence[_Sending]) -> None:
-        shares: dict[tuple[str, int], list[Out]] = {}
+        shares: dict[Place, Sequence[Out]] = {}
+        ready: dict[Place, Sequence[Any]] = {}
         for sending in sendings:
-            for out in _fitting(sending):
-                share = shares.get((out.topic, out.partition))
-                if share is None:
-                    shares[out.topic, out.partition] = [out]
+            records = _fitting(sending)
+            encoded = records if isinstance(records, Encoded) else None
+            for place, share in _by_place(records).items() if encoded is None else encoded.shares.items():
+                if place in shares:
+                    shares[place] = [*shares[place], *share]
+                    ready.pop(place, None)  # A second batch would have to wait for the first.
                 else:
-                    share.append(out)
+                    shares[place] = share
+                    if encoded is not None:
+                        ready[place] = encoded.batches[place]
         producer = await self._started()
-        acknowledged = []
-        for (topic, partition), share in shares.items():
-            acknowledged += await _batches(producer, self._prefix + topic, partition, share)
+        batches = [
+            (place, batch) for place, share in shares.items() for batch in ready.get(place) or _batches(producer, share)
+        ]
+        acknowledged = [
+            await producer.send_batch(batch, self._prefix + topic, partition=partition)
+            for (topic, partition), batch in batches
+        ]
         for future in acknowledged:
             await future
 
@@ -179,6 +215,8 @@ class Producer:
 
 def _fitting(sending: _Sending) -> Sequence[Out]:
     """The records of one call, or none of them if that has failed."""
+    if isinstance(sending.records, Encoded):
+        return sending.records
     try:
         records = list(sending.records)
         largest = max((len(out.body) for out in records), default=0)
@@ -192,19 +230,42 @@ def _fitting(sending: _Sending) -> Sequence[Out]:
     return records
 
 
-async def _batches(producer: AIOKafkaProducer, topic: str, partition: int, share: Sequence[Out]) -> list[Any]:
-    """Hand one partition's records to the producer: one batch, or several if they do not fit."""
-    futures: list[Any] = []
+def _by_place(records: Iterable[Out]) -> dict[Place, list[Out]]:
+    shares: dict[Place, list[Out]] = {}
+    for out in records:
+        share = shares.get((out.topic, out.partition))
+        if share is None:
+            shares[out.topic, out.partition] = [out]
+        else:
+            share.append(out)
+    return shares
+
+
+def _encoded(producer: AIOKafkaProducer, records: Sequence[Out]) -> Sequence[Out]:
+    """Records with their batches; as they are if they cannot be encoded, which their round will say."""
+    if any(len(out.body) > MESSAGE_BYTES_MAX for out in records):
+        return records
+    shares = _by_place(records)
+    try:
+        batches = {place: _batches(producer, share) for place, share in shares.items()}
+    except Exception as error:
+        log.warning("records cannot be encoded: %s %s", type(error).__name__, error)
+        return records
+    return Encoded(records, shares, batches)
+
+
+def _batches(producer: AIOKafkaProducer, share: Sequence[Out]) -> list[Any]:
+    """One partition's records as one batch, or several if they do not fit. Raises SendFailed."""
     batch = producer.create_batch()
+    found = [batch]
     for out in share:
         key = out.key.encode() if out.key else None
         if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
-            futures.append(await producer.send_batch(batch, topic, partition=partition))
             batch = producer.create_batch()
+            found.append(batch)
             if batch.append(timestamp=None, key=key, value=out.body, headers=out.headers) is None:
                 raise SendFailed("a record does not fit an empty batch")
-    futures.append(await producer.send_batch(batch, topic, partition=partition))
-    return futures
+    return found
 
 
 async def _close(producer: AIOKafkaProducer) -> None:

@@ -225,14 +225,17 @@ class Store(Protocol):
 
 
 class Log(Protocol):
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         """`publish` without waiting: queued when this returns, behind all that was queued before.
 
-        What is not urgent may wait a few milliseconds for company: nobody's progress depends on it.
+        `patience`: so many seconds they may wait for company, if nobody's progress depends on them.
 
         What waits behind a record that fails must fail with it, at the same moment: else it would overtake
         what is sent again.
         """
+
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        """The same records, made as ready as can be to be enqueued soon, or never. Does not fail."""
 
     async def publish(self, records: Sequence[Out]) -> None:
         """Produce in order per partition; returns when all are acknowledged. Raises SendFailed."""

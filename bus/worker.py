@@ -33,6 +33,9 @@ METADATA_MILLISECONDS = 10_000
 """How long a topic that was made anew, or has more partitions, may go unnoticed."""
 FETCH_BYTES = 128 * 1024
 """Of one partition at once, or one batch of records if that is larger: what is fetched early only takes memory."""
+TURNS = 5
+"""So many turns of the loop bring the answers of steps that take no time, which then join the next batch, and see what
+the last batch made on its way to Kafka before the next is decided."""
 SWEEP_SECONDS = 0.25
 COMMIT_SECONDS = 2.0
 RECLAIM_SECONDS = 0.25
@@ -162,12 +165,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 if now - committed > COMMIT_SECONDS:
                     committed = now
                     await self._commit(self.kernel.lanes.values())
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             if not self._intake:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), SWEEP_SECONDS if not self._to_claim else 0.05)
-            else:
-                await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Finish the batch under way, send what it made, leave the group. `run` ends; a second call does nothing."""

@@ -53,6 +53,8 @@ from schemas.topics import STEP_KINDS, partition_of
 
 log = logging.getLogger("agent_platform")
 
+COPIES_PATIENCE_SECONDS = 0.02
+"""Copies of results that were handed over wait so long for the next batch, to go with what it made."""
 STEP_STOP_SECONDS = 20.0
 """How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
 CODE_AT_ONCE = 64
@@ -286,8 +288,8 @@ class _LaneSteps:
         results, self._results = self._results, []
         assert self.worker is not None
         self.worker.hand_over([result.incoming for result in results])
-        # Made when its round begins: mostly Postgres is at work then, and we are not.
-        sent = self._parts.producer.enqueue((result.out for result in results), urgent=False)
+        # Made when they are about to go: mostly Postgres is at work then, and we are not.
+        sent = self._parts.producer.enqueue((result.out for result in results), patience=COPIES_PATIENCE_SECONDS)
         sent.add_done_callback(_noted)
 
 

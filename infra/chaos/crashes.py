@@ -327,11 +327,14 @@ class CrashingLog:
         self._crashes = crashes
         self._sending: list[asyncio.Future[None]] = []
 
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         self._crashes.at("after the commit, before the send")
-        sending = self._inner.enqueue(records, urgent=urgent)
+        sending = self._inner.enqueue(records, patience=patience)
         self._sending.append(sending)
         return sending
+
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        return self._inner.encoded(records)
 
     async def publish(self, records: Sequence[Out]) -> None:
         await self._inner.publish(records)

@@ -98,11 +98,15 @@ class PlacedLog:
         self._inner = inner
         self._places = places
 
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         self._places.at(BEFORE_SEND)
-        sending: asyncio.Future[None] = self._inner.enqueue(records, urgent=urgent)
+        sending: asyncio.Future[None] = self._inner.enqueue(records, patience=patience)
         sending.add_done_callback(self._sent)
         return sending
+
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        encoded: Sequence[Out] = self._inner.encoded(records)
+        return encoded
 
     async def publish(self, records: Sequence[Out]) -> None:
         self._places.at(BEFORE_SEND)

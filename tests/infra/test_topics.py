@@ -52,11 +52,14 @@ class Lossy:
     dumb: bool = False
     swallowed: int = 0
 
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         if not self.dumb:
-            return self.log.enqueue(records, urgent=urgent)
+            return self.log.enqueue(records, patience=patience)
         self.swallowed += len(records)
         return asyncio.get_running_loop().create_future()
+
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        return self.log.encoded(records)
 
     async def publish(self, records: Sequence[Out]) -> None:
         await self.log.publish(records)

@@ -397,7 +397,10 @@ class MemoryProducer:
     async def publish(self, records: Sequence[Out]) -> None:
         await self.enqueue(records)
 
-    def enqueue(self, records: Sequence[Out], *, urgent: bool = True) -> asyncio.Future[None]:
+    def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
+        return records
+
+    def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((records, future))
         if self._rounds is None or self._rounds.done():
