@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -87,7 +88,7 @@ class Producer:
             await _close(producer)
 
     def enqueue(self, records: Iterable[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
-        """Queue records for the next round, which iterates over them.
+        """Queue records for the next round, which iterates over them if `encoded` has not before.
 
         The future ends as `publish` does; a record that is too large or cannot be made fails this call alone.
         """
@@ -157,22 +158,23 @@ class Producer:
         return sendings
 
     async def _round(self, sendings: Sequence[_Sending]) -> None:
-        shares: dict[Place, Sequence[Out]] = {}
+        shares: dict[Place, list[Sequence[Out]]] = {}
         ready: dict[Place, Sequence[Any]] = {}
         for sending in sendings:
             records = _fitting(sending)
             encoded = records if isinstance(records, Encoded) else None
             for place, share in _by_place(records).items() if encoded is None else encoded.shares.items():
-                if place in shares:
-                    shares[place] = [*shares[place], *share]
+                together = shares.setdefault(place, [])
+                together.append(share)
+                if len(together) > 1:
                     ready.pop(place, None)  # A second batch would have to wait for the first.
-                else:
-                    shares[place] = share
-                    if encoded is not None:
-                        ready[place] = encoded.batches[place]
+                elif encoded is not None:
+                    ready[place] = encoded.batches[place]
         producer = await self._started()
         batches = [
-            (place, batch) for place, share in shares.items() for batch in ready.get(place) or _batches(producer, share)
+            (place, batch)
+            for place, together in shares.items()
+            for batch in ready.get(place) or _batches(producer, chain.from_iterable(together))
         ]
         acknowledged = [
             await producer.send_batch(batch, self._prefix + topic, partition=partition)
@@ -254,7 +256,7 @@ def _encoded(producer: AIOKafkaProducer, records: Sequence[Out]) -> Sequence[Out
     return Encoded(records, shares, batches)
 
 
-def _batches(producer: AIOKafkaProducer, share: Sequence[Out]) -> list[Any]:
+def _batches(producer: AIOKafkaProducer, share: Iterable[Out]) -> list[Any]:
     """One partition's records as one batch, or several if they do not fit. Raises SendFailed."""
     batch = producer.create_batch()
     found = [batch]

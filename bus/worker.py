@@ -167,7 +167,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._commit(self.kernel.lanes.values())
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            if not self._intake:
+            if not self._intake and not self._stopping.is_set():
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), SWEEP_SECONDS if not self._to_claim else 0.05)

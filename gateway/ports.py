@@ -63,7 +63,7 @@ class Candidate:
     tenant_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AuditRecord:
     """One request, as kept for the tenant's audits. `tenant_id` is empty if the caller had none."""
 

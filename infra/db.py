@@ -159,7 +159,7 @@ def table_spec(
     volatile: Callable[[Any], bool] | None = None,
     operational: Sequence[str] = (),
 ) -> TableSpec:
-    """Bind a row type to its table. Raises TypeError if their fields differ.
+    """Bind a row type to its table. Raises TypeError if their fields differ, or if it has slots.
 
     `whole`: live rows are all rows, so one that is not among them does not exist. `operational`: columns that
     are not folded from events (leases), left out when a rebuild is compared.
@@ -168,6 +168,8 @@ def table_spec(
     columns = [column.name for column in table.columns]
     if names != columns or names[0] != "id":
         raise TypeError(f"{row.__name__} has {names}, table {table.name} has {columns}")
+    if "__slots__" in vars(row):
+        raise TypeError(f"{row.__name__} has slots; rows are written from their attributes")
     by_name = {column.name: _column(column) for column in table.columns}
     return TableSpec(
         table=table,

@@ -22,7 +22,7 @@ from schemas import registry
 from schemas import runtime as wire
 from schemas.envelope import Envelope
 from schemas.messages import Event, derive
-from schemas.runtime import CreateRun
+from schemas.runtime import CreateRun, node_run_id
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 from tests.copies import Record, database_copy, topics_copy
 from tests.live import Live, lasting, prepared, running, until
@@ -84,7 +84,7 @@ async def work(live: Live) -> dict[str, str]:
         return bool(letters == 3 and apps == 1)
 
     await until(rests)
-    step = derive(done[0], "code:1")
+    step = node_run_id(done[0], "code", "1")
     return {
         "done": done[0], "long": walked, "waiting": waiting, "manual": manual, "refused": refused, "step": step,
     }  # fmt: skip

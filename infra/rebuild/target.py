@@ -53,11 +53,10 @@ class Target:
         dumps = {kind: [(c.name, c.dump) for c in spec.columns] for kind, spec in self._specs.items()}
         for aggregate in folded.values():
             for (kind, _), row in aggregate.rows.items() if aggregate is not None else ():
-                values = row.__dict__ if hasattr(row, "__dict__") else None
+                values = row.__dict__
                 by_kind[kind].append(
                     tuple(
-                        (values[name] if values is not None else getattr(row, name)) if dump is None
-                        else dump(values[name] if values is not None else getattr(row, name))
+                        values[name] if dump is None else dump(values[name])
                         for name, dump in dumps[kind]
                     )
                 )  # fmt: skip

@@ -23,8 +23,7 @@ from infra.rebuild.log import END, LogReader
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
 from projections.runtime import RUNS
-from schemas.messages import derive
-from schemas.runtime import CreateRun, ExecuteRun
+from schemas.runtime import CreateRun, ExecuteRun, node_run_id
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 from tests.command_line import ap
 from tests.copies import database_copy
@@ -301,7 +300,7 @@ async def test_mending_the_row_of_a_step_in_flight_leaves_its_lease_alone(servic
     ):
         id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))
         run = await live.send(CreateRun(workflow_id=id))
-        step = derive(run, "code:1")
+        step = node_run_id(run, "code", "1")
 
         async def begun() -> bool:
             return bool(blocked.begun)
@@ -331,7 +330,7 @@ async def test_a_step_in_flight_whose_row_was_lost_is_taken_again_after_its_leas
     ):
         id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))
         run = await live.send(CreateRun(workflow_id=id))
-        step = derive(run, "code:1")
+        step = node_run_id(run, "code", "1")
 
         async def begun() -> bool:
             return bool(blocked.begun)
