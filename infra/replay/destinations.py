@@ -97,10 +97,7 @@ class TopicDestination:
             raise ReplayRefused(f"{topic} is the topic that is read")
         self._bootstrap = bootstrap
         self._topic = topic
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap, enable_idempotence=True, acks="all", linger_ms=2,
-            max_request_size=BROKER_MESSAGE_BYTES_MAX,
-        )  # fmt: skip
+        self._producer: AIOKafkaProducer | None = None
 
     async def start(self, *, resumed: bool) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
@@ -110,9 +107,14 @@ class TopicDestination:
                 raise TopicMissing(f"there is no topic {self._topic}")
         finally:
             await admin.close()
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap, enable_idempotence=True, acks="all", linger_ms=2,
+            max_request_size=BROKER_MESSAGE_BYTES_MAX,
+        )  # fmt: skip
         await self._producer.start()
 
     async def take(self, records: Sequence[Any]) -> int:
+        assert self._producer is not None
         sent = [
             await self._producer.send(
                 self._topic, record.value, key=record.key, headers=list(record.headers), timestamp_ms=record.timestamp
@@ -123,7 +125,8 @@ class TopicDestination:
         return len(records)
 
     async def stop(self) -> None:
-        await self._producer.stop()
+        if self._producer is not None:
+            await self._producer.stop()
 
 
 class HandlerDestination:

@@ -74,7 +74,7 @@ async def replay(
         wanted = await extents(consumer, prefix + topic, there, since or From(), until or Until())
         report = ReplayReport()
         if group:
-            wanted = await _resumed(consumer, there, wanted, report)
+            wanted = await resumed(consumer, there, wanted, report)
         await destination.start(resumed=report.resumed)
         try:
             reading = _Reading(consumer, destination, selection or Selection(), group, Pace(rate), report, on_batch)
@@ -86,11 +86,13 @@ async def replay(
         await consumer.stop()
 
 
-async def _resumed(
+async def resumed(
     consumer: Consumer, there: Mapping[int, Extent], wanted: Mapping[TopicPartition, Extent], report: ReplayReport
 ) -> dict[TopicPartition, Extent]:
-    """Begin where the group stands, if it has been there and the topic still holds that."""
-    consumer.assign(list(wanted))
+    """Begin where the group stands, if it has been there and the topic still holds that.
+
+    Nothing may be assigned before: the consumer would look for a place to read from by itself, and find none.
+    """
     found = {}
     for place, extent in wanted.items():
         offset = await consumer.committed(place)

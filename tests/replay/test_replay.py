@@ -15,8 +15,10 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 
+from bus.consumer import Consumer
 from bus.replay import TopicMissing, TopicReader
 from bus.worker import GROUP
 from infra import topics
@@ -36,11 +38,11 @@ from infra.replay import (
     export,
     replay,
 )
-from infra.replay.run import Pace
+from infra.replay.run import Pace, resumed
 from infra.settings import Settings
 from schemas.catalog import CreateDefinition
 from schemas.runtime import CreateRun
-from schemas.topics import TOPICS
+from schemas.topics import EVENTS, TOPICS
 from tests.command_line import ap
 from tests.copies import all_records
 from tests.live import Live, lasting, prepared, running, until
@@ -251,6 +253,22 @@ async def test_a_group_remembers_across_what_was_not_selected(past: Past, tmp_pa
     report = await replayed(past.settings, FileDestination(str(path)), group=name)
     assert (report.read, report.resumed) == (0, True)
     assert len(read(path)) == len(past.runs)  # A resumed file is gone on with, not begun anew.
+
+
+async def test_a_group_is_asked_where_it_stands_before_anything_is_assigned(past: Past) -> None:
+    """Else the consumer looks for a place by itself meanwhile, finds none, and the first replay of a group fails."""
+    topic = past.settings.topic_prefix + EVENTS
+    bootstrap = past.settings.required_kafka_bootstrap
+    consumer = Consumer(bootstrap_servers=bootstrap, group_id=group(), auto_offset_reset="none")
+    await consumer.start()
+    try:
+        async with TopicReader(bootstrap, past.settings.topic_prefix) as reader:
+            there = await reader.extents(EVENTS)
+        wanted = {TopicPartition(topic, partition): extent for partition, extent in there.items()}
+        assert await resumed(consumer, there, wanted, ReplayReport()) == wanted
+        assert not consumer.assignment()
+    finally:
+        await consumer.stop()
 
 
 async def test_without_a_group_nothing_is_remembered(past: Past, tmp_path: Path) -> None:
