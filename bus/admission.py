@@ -47,7 +47,10 @@ async def admit(plan: Plan, unit: Unit, pending: list[Accepted], at: float, *, i
         stored = admitted.outcomes.get(each.envelope.id) if each.external else None
         repeat = key in admitted.repeats
         if must_admit(each) and key in seen:
-            continue  # The same record twice in this batch: the first one answers.
+            # Twice in this batch: the first one answers, unless this is another request under the same id.
+            if each.external and each.envelope.fingerprint != seen[key].envelope.fingerprint:
+                _refuse(plan, each)
+            continue
         if stored is not None and (repeat or not each.envelope.redrive or stored.status != "failed"):
             _answer_again(plan, each, stored)
         elif not repeat:
@@ -59,7 +62,11 @@ async def admit(plan: Plan, unit: Unit, pending: list[Accepted], at: float, *, i
 def _answer_again(plan: Plan, accepted: Accepted, stored: Outcome) -> None:
     if stored.fingerprint == accepted.envelope.fingerprint:
         plan.reply(accepted, stored.status, stored.body)
-        return
+    else:
+        _refuse(plan, accepted)
+
+
+def _refuse(plan: Plan, accepted: Accepted) -> None:
     refusal = Rejected("idempotency_key_reused", "this key was used for another request", status=422)
     plan.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
 

@@ -89,11 +89,11 @@ class Sending:
 async def outcome_of(gateway: Gateway, call: Call, it: Sending, seconds: float) -> Outcome | None:
     """Send the command and wait for its outcome; None if it is not there in time.
 
-    Raises Problem 429 before anything is sent, 503 with the command's id once that may have happened.
+    Raises Problem 422 or 429 before anything is sent, 503 with the command's id once that may have happened.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    future = gateway.in_flight.begin(it.tenant_id, it.command_id)
+    future = gateway.in_flight.begin(it.tenant_id, it.command_id, it.fingerprint)
     try:
         await _send(gateway, call, it)
         if seconds <= 0:

@@ -17,6 +17,7 @@ IN_FLIGHT_SECONDS_MAX = 60.0
 @dataclass(slots=True)
 class _Sent:
     tenant_id: str
+    fingerprint: str
     at: float
     waiting: list[asyncio.Future[Outcome]] = field(default_factory=list)
 
@@ -31,10 +32,16 @@ class InFlight:
         self._of_tenant: dict[str, int] = {}
         self._order: deque[tuple[float, str]] = deque()
 
-    def begin(self, tenant_id: str, command_id: str) -> asyncio.Future[Outcome]:
-        """A future of the outcome. Raises Problem 429 if the tenant has too many commands in flight."""
+    def begin(self, tenant_id: str, command_id: str, fingerprint: str) -> asyncio.Future[Outcome]:
+        """A future of the outcome.
+
+        Raises Problem 422 if another request is in flight under this id, 429 if the tenant has too many in flight.
+        """
         self._expire()
         sent = self._sent.get(command_id)
+        if sent is not None and sent.fingerprint != fingerprint:
+            detail = "this key is in use for another request"
+            raise Problem(422, "idempotency_key_reused", detail, command_id=command_id)
         if sent is None:
             count = self._of_tenant.get(tenant_id, 0)
             if count >= self._max:
@@ -45,7 +52,7 @@ class InFlight:
                     headers={"retry-after": "1"},
                 )
             self._of_tenant[tenant_id] = count + 1
-            sent = self._sent[command_id] = _Sent(tenant_id, self._now())
+            sent = self._sent[command_id] = _Sent(tenant_id, fingerprint, self._now())
             self._order.append((sent.at, command_id))
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         sent.waiting.append(future)

@@ -33,6 +33,16 @@ def storable(value: str) -> str:
 Id = Annotated[str, AfterValidator(_canonical)]
 """An id of ours: a uuid as a lower-case string."""
 
+
+def _free(value: str) -> str:
+    if value[14] == "5":
+        raise ValueError("must not be a version 5 uuid: the platform derives such ids for what is somebody else's too")
+    return value
+
+
+ChosenId = Annotated[Id, AfterValidator(_free)]
+"""An id that a sender chooses for what it creates. Ids that can be foretold are of version 5: nobody may take one."""
+
 ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
 """An id of somebody else's: an opaque string of at most 128 characters."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Text, derive_near
+from schemas.messages import ChosenId, Code, Command, Event, ForeignId, Id, JsonObject, Text, derive_near
 
 RunStatus = Literal[
     "queued",
@@ -62,13 +62,13 @@ class RunCommand(Command):
 class CreateRun(Command):
     """Start a run of a workflow version (the latest published one if none is named).
 
-    The run's id is `run_id`, or the command's id if that is left out.
+    The run's id is `run_id`, which is not of version 5, or the command's id if that is left out.
     """
 
     type: Literal["runtime.create_run"] = "runtime.create_run"
     creates: ClassVar[bool] = True
     public: ClassVar[bool] = True
-    run_id: Id | None = None
+    run_id: ChosenId | None = None
     workflow_id: Id | None = None
     workflow_version_id: Id | None = None
     app_id: ForeignId | None = None

@@ -97,6 +97,21 @@ async def test_the_same_key_with_another_request_is_refused_and_the_first_outcom
     assert again.status_code == 201
 
 
+async def test_the_same_key_with_another_request_is_refused_while_the_first_is_in_flight(
+    gateway: Gateway, world: World
+) -> None:
+    world.workers_up = False
+    async with client_of(gateway) as http:
+        headers = {"idempotency-key": "k-1", "prefer": "wait=5"}
+        first = asyncio.create_task(http.post(APPS, json=APP, headers=headers))
+        envelope, command = await world.arrivals.get()
+        other = await http.post(APPS, json=APP | {"name": "B"}, headers=headers)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+        assert len(world.sent) == 1
+        world.resolve(world.handle(envelope, command))
+        assert (await first).status_code == 201
+
+
 async def test_keys_of_different_tenants_do_not_meet(http: httpx.AsyncClient, world: World) -> None:
     headers = {"idempotency-key": "k-1"}
     for tenant in ("t1", "t2"):
