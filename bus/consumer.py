@@ -44,12 +44,12 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     Transactions of publishers leave such holes. Whoever uses it seeks each partition before its records count,
     and tells it by `forget` that a partition may have been read by others meanwhile.
 
-    `patience_ms`: so long at least `getmany` waits for the first record, whatever its caller says.
+    `poll_ms`: so long at least `getmany` waits for the first record, whatever its caller says.
     """
 
-    def __init__(self, *topics: str, patience_ms: int = 0, **options: Any) -> None:
+    def __init__(self, *topics: str, poll_ms: int = 0, **options: Any) -> None:
         super().__init__(*topics, **options)
-        self._patience_ms = patience_ms
+        self._poll_ms = poll_ms
         self._next: dict[TopicPartition, int] = {}
         self._holes: dict[tuple[TopicPartition, int], int] = {}
         self._gone_back: dict[TopicPartition, int] = {}
@@ -80,9 +80,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
 
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None) -> Polled:
         """As the library's, but one round may exceed `max_records` after a record that it could not decode."""
-        patience = max(timeout_ms, self._patience_ms)
+        wait_ms = max(timeout_ms, self._poll_ms)
         try:
-            found: Polled = await super().getmany(*partitions, timeout_ms=patience, max_records=max_records)
+            found: Polled = await super().getmany(*partitions, timeout_ms=wait_ms, max_records=max_records)
         except (UnicodeDecodeError, UnsupportedCodecError) as error:
             log.error("a record cannot be decoded, reading around it: %s", error)
             return await self._read_around()

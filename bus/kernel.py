@@ -463,7 +463,7 @@ class Kernel:
     def _prepare(self, plan: Plan) -> None:
         """Make ready what is sent and started once the plan is committed."""
         plan.sends = plan.records()
-        if len(plan.accepted) >= CROWD:
+        if _is_crowd(plan):
             plan.sends = self.log.encoded(plan.sends)
         if self._steps:
             plan.ready = [self._steps.prepare(row, lane) for row, lane in plan.started]
@@ -482,11 +482,11 @@ class Kernel:
         # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
         sending = {id: lane for id, lane in lanes.items() if lane.settle() or not self._defences.order}
         sends = plan.sends
-        if len(sending) < len(lanes):
+        if len(sending) < len(lanes):  # Else they stay as they were encoded.
             sends = [out for out in sends if out.lane in sending]
         if sends:
             # Somebody waits for the end of a run. A crowd's leave while we decide and Postgres has nothing to do.
-            at_once = plan.writes.outbox or plan.finished or len(plan.accepted) >= CROWD
+            at_once = plan.writes.outbox or plan.finished or _is_crowd(plan)
             future = self.log.enqueue(sends, patience=0.0 if at_once else PATIENCE_SECONDS)
             future.add_done_callback(_retrieved)
             for lane in sending.values():
@@ -599,6 +599,10 @@ class Kernel:
     def failed_lanes(self) -> list[Lane]:
         """Lanes with a failed send: they must be drained before they go on."""
         return [lane for lane in self.lanes.values() if not lane.settle()]
+
+
+def _is_crowd(plan: Plan) -> bool:
+    return len(plan.accepted) >= CROWD
 
 
 def _standing(lane: Lane) -> Advance:

@@ -221,15 +221,20 @@ def _fitting(sending: _Sending) -> Sequence[Out]:
         return sending.records
     try:
         records = list(sending.records)
-        largest = max((len(out.body) for out in records), default=0)
-        if largest > MESSAGE_BYTES_MAX:
-            raise SendFailed(f"a record of {largest} bytes is over {MESSAGE_BYTES_MAX}")
+        _check_sizes(records)
     except Exception as error:  # Whatever making a record raises: others must not fail with it.
         refused = error if isinstance(error, SendFailed) else SendFailed(f"{type(error).__name__} {error}")
         if not sending.future.done():
             sending.future.set_exception(refused)
         return ()
     return records
+
+
+def _check_sizes(records: Iterable[Out]) -> None:
+    """Raises SendFailed."""
+    largest = max((len(out.body) for out in records), default=0)
+    if largest > MESSAGE_BYTES_MAX:
+        raise SendFailed(f"a record of {largest} bytes is over {MESSAGE_BYTES_MAX}")
 
 
 def _by_place(records: Iterable[Out]) -> dict[Place, list[Out]]:
@@ -245,10 +250,9 @@ def _by_place(records: Iterable[Out]) -> dict[Place, list[Out]]:
 
 def _encoded(producer: AIOKafkaProducer, records: Sequence[Out]) -> Sequence[Out]:
     """Records with their batches; as they are if they cannot be encoded, which their round will say."""
-    if any(len(out.body) > MESSAGE_BYTES_MAX for out in records):
-        return records
     shares = _by_place(records)
     try:
+        _check_sizes(records)
         batches = {place: _batches(producer, share) for place, share in shares.items()}
     except Exception as error:
         log.warning("records cannot be encoded: %s %s", type(error).__name__, error)

@@ -119,14 +119,7 @@ def _row_columns(columns: Sequence[Column]) -> Columns:
     return [(column.name, column.pg_type, column.dump) for column in columns]
 
 
-def _whole_rows(rows: list[Any]) -> Arrays:
-    """All columns; a row's attributes are in their order."""
-    rows.sort(key=_row_id)
-    return list(zip(*[row.__dict__.values() for row in rows], strict=True))
-
-
-def _row_parts(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
-    """Some of the columns."""
+def _row_arrays(columns: Sequence[Column]) -> Callable[[Any], Arrays]:
     values = itemgetter(*(column.name for column in columns))
 
     def arrays(rows: list[Any]) -> Arrays:
@@ -236,12 +229,13 @@ class Statements:
 
     def __init__(self, specs: Mapping[str, TableSpec]) -> None:
         self._inserts = {
-            name: _insert(f"i_{name}", name, _row_columns(spec.columns), _whole_rows) for name, spec in specs.items()
+            name: _insert(f"i_{name}", name, _row_columns(spec.columns), _row_arrays(spec.columns))
+            for name, spec in specs.items()
         }
         self._updates = {}
         for name, spec in specs.items():
             columns = (spec.columns[0], *spec.mutable)
-            self._updates[name] = _update(f"u_{name}", name, _row_columns(columns), _row_parts(columns))
+            self._updates[name] = _update(f"u_{name}", name, _row_columns(columns), _row_arrays(columns))
         self._events = _insert(
             "events",
             "event",

@@ -25,10 +25,10 @@ from schemas.topics import COMMANDS, INGRESS
 log = logging.getLogger("agent_platform.worker")
 
 GROUP = "agent-platform"
-POLL_MILLISECONDS = 2
+PAUSE_MILLISECONDS = 2
 """FastStream sleeps so long after a poll that found nothing."""
-PATIENCE_MILLISECONDS = 200
-"""So there are few of them: a poll waits so long for its first record."""
+POLL_MILLISECONDS = 200
+"""A poll waits so long for its first record, so few find nothing."""
 METADATA_MILLISECONDS = 10_000
 """How long a topic that was made anew, or has more partitions, may go unnoticed."""
 FETCH_BYTES = 128 * 1024
@@ -107,7 +107,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             group_id=prefix + GROUP,
             batch=True,
             max_records=records_max,
-            batch_timeout_ms=POLL_MILLISECONDS,
+            batch_timeout_ms=PAUSE_MILLISECONDS,
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
             parser=self._parse,
@@ -132,7 +132,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._broker.connect()
         made = self._broker.config.broker_config
         made.builder = functools.partial(
-            Consumer, patience_ms=PATIENCE_MILLISECONDS, **cast("functools.partial[Any]", made.builder).keywords
+            Consumer, poll_ms=POLL_MILLISECONDS, **cast("functools.partial[Any]", made.builder).keywords
         )
         await self._broker.start()
 

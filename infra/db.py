@@ -43,7 +43,7 @@ class Instant(sa.types.TypeDecorator[float]):
 
 
 def changed(row: R, **fields: Any) -> R:
-    """`row` with other values in some fields, in the same order: `dataclasses.replace` without slots, 12x faster."""
+    """`row` with other values in some fields: `dataclasses.replace` for rows without slots, 12x faster."""
     new = object.__new__(type(row))
     object.__setattr__(new, "__dict__", row.__dict__ | fields)
     return new

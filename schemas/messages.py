@@ -34,13 +34,13 @@ Id = Annotated[str, AfterValidator(_canonical)]
 """An id of ours: a uuid as a lower-case string."""
 
 
-def _free(value: str) -> str:
+def _not_derived(value: str) -> str:
     if value[14] == "5":
         raise ValueError("must not be a version 5 uuid: the platform derives such ids for what is somebody else's too")
     return value
 
 
-ChosenId = Annotated[Id, AfterValidator(_free)]
+ChosenId = Annotated[Id, AfterValidator(_not_derived)]
 """An id that a sender chooses for what it creates. Ids that can be foretold are of version 5: nobody may take one."""
 
 ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
@@ -62,9 +62,9 @@ def derive(namespace: str, name: str) -> str:
 
 
 def derive_near(namespace: str, name: str) -> str:
-    """The same after the first 24 bits, which are those of `namespace`: an index keeps close what belongs together.
+    """As `derive`, but the first 24 bits are those of `namespace`: an index keeps close what belongs together.
 
-    So many tell the pages of an index of a thousand million rows apart, and leave 98 bits of the hash: senders may
+    So many bits tell the pages of an index of a thousand million rows apart, and leave 98 of the hash: senders may
     choose namespaces and names, and must not find two that collide.
     """
     return namespace[:6] + derive(namespace, name)[6:]

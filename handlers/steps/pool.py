@@ -144,7 +144,7 @@ class StepPool:
         """Execute a step whose lease is committed."""
         self._leased_at.pop(held.row.id, None)
         self.held[held.row.id] = held
-        held.task = asyncio.get_running_loop().create_task(self._execute(held))
+        held.task = asyncio.create_task(self._execute(held))
 
     def renewable(self, older_than_seconds: float) -> list[Held]:
         now = time.monotonic()
