@@ -208,12 +208,20 @@ async def test_a_failed_fill_leaves_no_schema(copy: tuple[Settings, asyncpg.Conn
     assert await connection.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = 'anew'") == 0
 
 
-async def test_what_is_made_between_two_chunks_is_no_difference(copy: tuple[Settings, asyncpg.Connection]) -> None:
-    """Its id may lie where one chunk has read and the next one has not: rows and events are of one snapshot."""
+@pytest.mark.parametrize("events_of_the_next", [0, 1])
+async def test_what_is_made_between_two_chunks_is_no_difference(
+    copy: tuple[Settings, asyncpg.Connection], events_of_the_next: int
+) -> None:
+    """Its id may lie where one chunk has read and the next one has not: rows and events are of one snapshot.
+
+    The first chunk ends with an aggregate or within the next one: rows of its last aggregate come with the second.
+    """
     settings, connection = copy
     async with asyncpg.create_pool(settings.required_database_url, min_size=1, max_size=2) as pool:
-        reader = LogReader(pool, [Comparer(RUNS)], "%", 50)
+        sizes = await pool.fetch("SELECT count(*) FROM event GROUP BY aggregate_id ORDER BY aggregate_id LIMIT 3")
+        reader = LogReader(pool, [Comparer(RUNS)], "%", sum(size[0] for size in sizes) + events_of_the_next)
         chunk = await reader.load()
+        seen = {event[0] for event in chunk.events}
         late = chunk.until[:-12] + "000000000000"
         before = f"{int(late[:8], 16) - 1:08x}{late[8:]}"
         for id in (late, before):
@@ -226,7 +234,6 @@ async def test_what_is_made_between_two_chunks_is_no_difference(copy: tuple[Sett
             )  # fmt: skip
             await connection.execute("UPDATE one SET id = $1", id)
             await connection.execute("INSERT INTO run SELECT * FROM one")
-        seen: set[str] = set()
         rows: set[str] = set()
         while not chunk.last:
             chunk = await reader.load()
