@@ -123,6 +123,14 @@ class Producer:
         except SendFailed as error:
             raise BusUnavailable(str(error)) from error
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the broker has of a topic. Raises BusUnavailable."""
+        producer = await self._started()
+        try:
+            return len(await producer.partitions_for(self._prefix + topic))
+        except (KafkaError, OSError) as error:
+            raise BusUnavailable(f"Kafka at {self._bootstrap} does not know topic {topic}: {error}") from error
+
     async def _run(self) -> None:
         """Send round after round until nothing waits."""
         while self._queue:

@@ -70,8 +70,8 @@ async def publish(settings: Settings, records: Sequence[Publication]) -> None:
     """Returns when Kafka has acknowledged all. Raises SendFailed or BusUnavailable."""
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
     try:
-        await producer.start()
-        await producer.publish([record.record(settings.ingress_partitions) for record in records])
+        partitions = await producer.partitions(INGRESS)
+        await producer.publish([record.record(partitions) for record in records])
     finally:
         await producer.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import uuid
 from collections import Counter
@@ -16,6 +17,7 @@ from bus.store import Log, Out
 from handlers.steps.port import StepCall, StepResult
 from infra import main, topics
 from infra.embedded import EmbeddedStack
+from infra.publish import Publication, publish
 from infra.settings import Settings
 from infra.topic_growth import Grown, GrowthRefused, grow, listed
 from infra.topics import TopicMismatch
@@ -234,12 +236,18 @@ async def test_ingress_grows_while_everything_runs(world: World) -> None:
             body = CreateDefinition(kind="app", code=f"late-{number}", name="L").encode()
             headers = Envelope(f"id-{number}", "catalog.create_definition", TENANT).headers()
             await live.producer.send(INGRESS, number % 5, None, headers, body)
+    key = next(key for key in map(str, itertools.count()) if partition_of(key, 5) == 4)
+    body = CreateDefinition(kind="app", code="keyed", name="K").encode()
+    record = Publication("catalog.create_definition", body, "id-keyed", TENANT, key)
+    await publish(world.settings, [record])  # As whoever still has the old number in the settings.
     more = world.settings.model_copy(update={"ingress_partitions": 5})
     async with running(more, world.extras) as live:
 
         async def all_there() -> bool:
-            return await live.database.fetchval("SELECT count(*) FROM definition") == 10  # type: ignore[no-any-return]
+            return await live.database.fetchval("SELECT count(*) FROM definition") == 11  # type: ignore[no-any-return]
 
         await until(all_there)
     async with TopicReader(more.required_kafka_bootstrap, more.topic_prefix) as reader:
-        assert len(await reader.extents(INGRESS)) == 5
+        extents = await reader.extents(INGRESS)
+        keys = [record.key async for found in reader.read(INGRESS, 4, extents[4]) for record in found]
+        assert (len(extents), keys.count(key.encode())) == (5, 1)
