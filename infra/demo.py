@@ -77,9 +77,8 @@ def read_tickets(count: int) -> list[Ticket]:
 async def run_demo(stack: Stack, count: int, console: Console) -> None:
     """Publish the workflow, run it once by HTTP, then `count` times by Kafka. Raises DemoFailed."""
     tickets = read_tickets(count)
-    async with httpx.AsyncClient(
-        base_url=f"{stack.gateway_url}/gateway", headers={"x-tenant-id": TENANT}, timeout=40
-    ) as client:
+    headers = {"x-tenant-id": TENANT, "prefer": "wait=30"}  # The worker may still be claiming its lanes.
+    async with httpx.AsyncClient(base_url=f"{stack.gateway_url}/gateway", headers=headers, timeout=40) as client:
         workflow = await _publish(client, console)
         await _one_run(client, workflow, tickets[0], console)
     database = await asyncpg.connect(stack.settings.required_database_url)

@@ -15,7 +15,7 @@ import orjson
 
 from bus.producer import Producer
 from bus.worker import Worker
-from infra import main, topics
+from infra import lane_operations, main, topics
 from infra.embedded import EmbeddedStack
 from infra.settings import Settings, load_settings
 from schemas.catalog import CreateDefinition, CreateVersion, definition_id
@@ -107,6 +107,14 @@ class Live:
             return await self.database.fetchval(query, run_id)  # type: ignore[no-any-return]
 
         return await until(look)
+
+    async def rest(self) -> None:
+        """Wait until every lane is at its topic's end: what nobody would take any more is stuck, and reports say so."""
+
+        async def look() -> bool:
+            return all(lane.next_offset == lane.end for lane in await lane_operations.standings(self.settings))
+
+        await until(look)
 
 
 async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_SECONDS_MAX) -> T:

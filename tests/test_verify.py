@@ -95,6 +95,7 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
     async def start(settings: Settings) -> Worked:
         async with running(settings) as live:
             ids = await work(live)
+            await live.rest()
             report = await examine(settings, settle_seconds=10.0)
             assert report.clean, report.document()
         return Worked(settings, **ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import math
 import os
 import shlex
 import signal
@@ -46,7 +47,7 @@ SUSPENSIONS_MAX: Final = 100  # Each is one question to us (a file, a sleep, an 
 RUNS_PER_WORKER_MAX: Final = 1_000
 CHECK_SECONDS_MAX: Final = 2.0
 DEAD_WORKERS_MAX: Final = 4  # Workers that may turn out to be dead before one runs the code.
-DEAD_SECONDS_MAX: Final = 0.1  # A worker that was dead already fails at once.
+DEAD_SECONDS_MAX: Final = 0.1  # A worker that was dead already fails at once: so soon after it was taken.
 KILL_GRACE_SECONDS: Final = 1.0  # How long the interpreter may take to notice that its time is up.
 ADDRESS_SPACE_BYTES_MAX: Final = 768 * 1_048_576  # Backstop; an idle worker has 180 MiB mapped, 9 MiB resident.
 
@@ -109,6 +110,7 @@ class _Run:
         self._worker_pid: int | None = None
         self._text: list[str] = []
         self._text_bytes = 0
+        self.held_at = math.inf
         self.ended = False
 
     @contextmanager
@@ -116,6 +118,7 @@ class _Run:
         """Inside, the worker is this run's own to kill."""
         with self._lock:
             self._worker_pid = worker_pid
+        self.held_at = monotonic()
         if self.ended:
             self.end()
         try:
@@ -288,11 +291,11 @@ def _checkout(pool: Monty, seconds: float) -> MontySession:
 def _execute(pool: Monty, run: _Run, code: str, payload: Any, seconds: float) -> StepResult:
     """Run the code; by another worker if the first one was dead already, which shows only when it is used."""
     for further in range(DEAD_WORKERS_MAX, 0, -1):
-        began = monotonic()
+        run.held_at = math.inf
         try:
             return _execute_once(pool, run, code, payload, seconds)
         except MontyCrashedError as error:
-            was_dead = not (run.ended or run.text or error.timed_out) and monotonic() - began < DEAD_SECONDS_MAX
+            was_dead = not (run.ended or run.text or error.timed_out) and monotonic() - run.held_at < DEAD_SECONDS_MAX
             if further == 1 or not was_dead:
                 raise _crash(error, run, seconds) from None
     raise AssertionError("the last try returns or raises")

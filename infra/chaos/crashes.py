@@ -82,6 +82,11 @@ class Crashes:
     counts: Counter[str] = field(default_factory=Counter)
     on: bool = True
 
+    def are_due(self, wanted: int) -> bool:
+        """Whether fewer than wanted, or none at some point yet, which a point is given as many again for."""
+        total = self.counts.total()
+        return total < wanted or (total < 2 * wanted and any(not self.counts[point] for point in POINTS))
+
     def strikes(self, point: str, chance: float = CHANCE) -> bool:
         struck = self.on and self.random.random() < chance
         self.counts[point] += struck
@@ -365,7 +370,7 @@ class Client:
         try:
             await self._publish_workflows(database)
             number = 0
-            while self._crashes.counts.total() < crashes:
+            while self._crashes.are_due(crashes):
                 jobs: list[Job] = []
                 while len(jobs) < JOBS_AT_ONCE:
                     it = job(number, self._seed, (COMMANDS,))

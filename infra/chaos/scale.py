@@ -30,6 +30,7 @@ HOSTS = 2
 """Processes that house the members: each member is a worker with its own lanes, sessions and member id."""
 CHANGE_SECONDS = 2.0
 """How often one member leaves or joins, over all hosts."""
+COMING_POLL_SECONDS = 0.1
 MEMBERS_MIN_SHARE = 0.5
 STEADY_SECONDS_MIN = 3.0
 STOP_SECONDS = 20.0
@@ -230,11 +231,12 @@ class Host:
     async def run(self) -> None:
         for place in range(self._places):
             self._join(place)
+        while _changes(self._settings).count("joined") < MEMBERS and not self.stop.is_set():
+            self._check()
+            await self._wait(COMING_POLL_SECONDS)
         calm = self._settings.data_dir / CALM
         while not self.stop.is_set():
-            for _, task in self._members.values():
-                if task.done():
-                    task.result()  # A member that ends by itself ends the host: it must not.
+            self._check()
             await self._wait(self._random.uniform(0.5, 1.5) * CHANGE_SECONDS * HOSTS)
             absent = [place for place in range(self._places) if place not in self._members]
             if calm.exists():
@@ -247,6 +249,12 @@ class Host:
         for place in list(self._members):
             self._leave(place)
         await asyncio.gather(*self._leaving)
+
+    def _check(self) -> None:
+        """A member that ends by itself ends the host: it must not."""
+        for _, task in self._members.values():
+            if task.done():
+                task.result()
 
     async def _wait(self, seconds: float) -> None:
         stopped = asyncio.create_task(self.stop.wait())

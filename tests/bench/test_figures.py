@@ -96,7 +96,8 @@ class TestCpuTime:
         with child_that_says_done(PARENT_OF_THE_DEAD) as pid:
             before = read_cpu({"worker": [pid]})
             spent = read_cpu({"worker": [pid]}).since(before)
-        assert spent.kinds == {"worker": 0.0}
+        assert set(spent.kinds) == {"worker"}
+        assert spent.kinds["worker"] < BURN_SECONDS / 2
 
     def test_a_kind_without_processes_is_left_out(self) -> None:
         assert read_cpu({"worker": []}).kinds == {}

@@ -17,6 +17,6 @@ async def test_workers_and_members_come_and_go_under_load(settings: Settings, sa
     say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
     assert report.problems == []
     assert [what for what, _ in report.take_over] == ["to 4 workers", "to 2 workers"]
-    assert report.members_max == MEMBERS
+    assert report.members_max >= MEMBERS
     assert report.joined + report.left >= SECONDS / 8
     assert report.claims > MEMBERS

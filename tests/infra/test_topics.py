@@ -35,7 +35,7 @@ FLOW: JsonObject = {
     "nodes": [
         {"id": "start", "type": "start"},
         {"id": "one", "type": "tool", "config": {"tool_binding_id": "x"}},
-        {"id": "wait", "type": "template-transform", "config": {"template": "waited", "delay_seconds": 0.6}},
+        {"id": "wait", "type": "template-transform", "config": {"template": "waited", "delay_seconds": 3}},
         {"id": "two", "type": "tool", "config": {"tool_binding_id": "x"}},
     ],
     "edges": [
@@ -232,6 +232,11 @@ async def test_roles_take_the_recorded_number_and_refuse_another_that_was_set(wo
 async def test_ingress_grows_while_everything_runs(world: World) -> None:
     async with running(world.settings, world.extras) as live:
         assert await grow(world.settings, INGRESS, 5) == Grown(INGRESS, 2, 5)
+
+        async def known() -> bool:
+            return await live.producer.partitions(INGRESS) == 5
+
+        await until(known)
         for number in range(10):
             body = CreateDefinition(kind="app", code=f"late-{number}", name="L").encode()
             headers = Envelope(f"id-{number}", "catalog.create_definition", TENANT).headers()

@@ -15,7 +15,7 @@ import pytest
 
 from bus.replay import TopicReader
 from handlers.steps.port import StepCall, StepResult
-from infra import lane_operations, main
+from infra import main
 from infra.embedded import EmbeddedStack
 from infra.rebuild import RebuildReport, TargetRefused, rebuild
 from infra.rebuild.comparison import Comparer
@@ -77,11 +77,7 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
     async def start(settings: Settings) -> Worked:
         async with running(settings) as live:
             ids = await work(live)
-
-            async def rests() -> bool:
-                return all(lane.next_offset == lane.end for lane in await lane_operations.standings(settings))
-
-            await until(rests)  # What nobody would take any more is stuck, and later reports would say so.
+            await live.rest()
             return Worked(settings, **ids)
 
     yield from lasting(services, f"rebuild_{os.getpid()}", start)
@@ -302,7 +298,7 @@ class Blocked:
 async def test_mending_the_row_of_a_step_in_flight_leaves_its_lease_alone(services: EmbeddedStack) -> None:
     blocked = Blocked()
     async with (
-        prepared(services, f"leased_{os.getpid()}", lease_seconds=2.0, lease_renew_seconds=0.5) as settings,
+        prepared(services, f"leased_{os.getpid()}", lease_seconds=4.0, lease_renew_seconds=0.5) as settings,
         running(settings, main.Extras(performers={"code": blocked})) as live,
     ):
         id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))
@@ -332,7 +328,7 @@ async def test_a_step_in_flight_whose_row_was_lost_is_taken_again_after_its_leas
     blocked = Blocked()
     extras = main.Extras(performers={"code": blocked})
     async with (
-        prepared(services, f"in_flight_{os.getpid()}", lease_seconds=2.0, lease_renew_seconds=0.5) as settings,
+        prepared(services, f"in_flight_{os.getpid()}", lease_seconds=4.0, lease_renew_seconds=0.5) as settings,
         running(settings, extras) as live,
     ):
         id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))

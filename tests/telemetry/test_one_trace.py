@@ -153,7 +153,7 @@ async def _play(services: EmbeddedStack) -> Scene:
     effects = Effects()
     with collecting() as collector:
         options = {"otel_endpoint": collector.endpoint, "metrics_port": 0}
-        options |= {"lease_seconds": 1.0, "lease_renew_seconds": 0.3, "session_timeout_seconds": 6.0}
+        options |= {"lease_seconds": 4.0, "lease_renew_seconds": 0.5, "session_timeout_seconds": 6.0}
         scene = Scene(collector, effects)
         async with prepared(services, "one_trace", **options) as settings:
             database = await asyncpg.connect(settings.database_url)
