@@ -98,9 +98,18 @@ def _checked_inputs(config: Start, inputs: JsonObject) -> JsonObject:
     return checked
 
 
-def input_problems(specs: dict[str, InputSpec], inputs: JsonObject) -> tuple[JsonObject, ...]:
+def size_problems(inputs: JsonObject) -> list[JsonObject]:
+    """Inputs are an output of their start node, so they may not be larger."""
+    size = len(orjson.dumps(inputs))
+    if size <= VALUE_BYTES_MAX:
+        return []
+    detail = f"{size} bytes of inputs as JSON, at most {VALUE_BYTES_MAX}"
+    return [{"pointer": "/inputs", "code": "too_large", "detail": detail}]
+
+
+def input_problems(specs: dict[str, InputSpec], inputs: JsonObject) -> list[JsonObject]:
     """What is wrong with the inputs of a run before it starts, by JSON pointer."""
-    found = []
+    found: list[JsonObject] = []
     for name, spec in specs.items():
         pointer = "/inputs/" + name.replace("~", "~0").replace("/", "~1")
         if inputs.get(name) is None:
@@ -108,4 +117,4 @@ def input_problems(specs: dict[str, InputSpec], inputs: JsonObject) -> tuple[Jso
                 found.append({"pointer": pointer, "code": "missing", "detail": "this input is required"})
         elif not is_of_type(inputs[name], spec.type):
             found.append({"pointer": pointer, "code": "wrong_type", "detail": f"must be of type {spec.type}"})
-    return tuple(found)
+    return found

@@ -108,6 +108,17 @@ def test_inputs_are_checked_before_a_run_exists() -> None:
     assert run.output == {"n": 3, "m": "x"}
 
 
+@pytest.mark.parametrize("initial", [None, {"node_id": "b"}])
+def test_inputs_that_no_node_could_hand_on_are_refused(initial: Any) -> None:
+    flow = Flow("start:start b:code", "start>b")
+    text = "早" + "x" * (VALUE_BYTES_MAX - len('{"t":"早"}'.encode()))
+    refusal = flow.when(flow.create(inputs={"t": text + "x"}, initial_node=initial)).rejected("invalid_inputs", 422)
+    detail = f"{VALUE_BYTES_MAX + 1} bytes of inputs as JSON, at most {VALUE_BYTES_MAX}"
+    assert refusal.errors == ({"pointer": "/inputs", "code": "too_large", "detail": detail},)
+    began = ("ready b",) if initial else ("completed start", "ready b")
+    flow.when(flow.create(inputs={"t": text}, initial_node=initial)).then("run created", *began)
+
+
 def test_a_run_may_begin_in_the_middle() -> None:
     flow = Flow("a:code b:answer c:answer join:join", "a>b a>c b>join c>join")
     command = flow.create(initial_node={"node_id": "b", "node_type": "answer"})
