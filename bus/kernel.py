@@ -9,17 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-import orjson
-
 from bus.admission import admit, must_admit
-from bus.dead_letters import text
-from bus.decider import Domain, Meta, Missing, React
+from bus.costs import Costs
+from bus.decider import Domain, Missing
+from bus.domains import Domains
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
 from bus.loading import Loader
-from bus.plan import Accepted, Partitions, Plan, event_record
+from bus.plan import Partitions, Plan, event_record
 from bus.reception import Ingress, Reception, stop
-from bus.rows import View
 from bus.store import (
     Advance,
     Fenced,
@@ -34,7 +32,6 @@ from bus.store import (
 )
 from bus.telemetry import INGRESS_TYPE, SILENT, Batch, Telemetry
 from infra.db import TableSpec
-from schemas.messages import Event, Rejected, derive
 
 log = logging.getLogger("agent_platform.kernel")
 
@@ -99,13 +96,7 @@ class Kernel:
         self.owner = owner
         self.lanes: dict[int, Lane] = {}
         self.limits = limits or Limits()
-        self._domains = {command: domain for domain in domains for command in domain.decide}
         self._specs = {spec.row: spec for spec in specs}
-        reactions: dict[type[Event], tuple[React, ...]] = {}
-        for domain in domains:
-            for event, found in domain.react.items():
-                reactions[event] = (*reactions.get(event, ()), *found)
-        self._reactions = reactions
         self._partitions = partitions
         self._clock = clock
         self._steps = steps
@@ -113,9 +104,9 @@ class Kernel:
         self._hint = hint
         self._defences = defences or Defences()
         self._reception = Reception(partitions, clock, self.limits, self._defences, ingress)
-        heads = {command: domain.head for command, domain in self._domains.items()}
-        self._loader = Loader(self._specs, heads, immutable_facts, self.limits.facts_max)
-        self._rows_per: dict[str, float] = {}
+        self._costs = Costs()
+        self._domains = Domains(domains, self._specs, self._reception, self._costs, owner)
+        self._loader = Loader(self._specs, self._domains.heads, immutable_facts, self.limits.facts_max)
         self._telemetry = telemetry
 
     # --- lanes -----------------------------------------------------------------------------------------------
@@ -172,31 +163,12 @@ class Kernel:
         """
         batch = self._mine(records)
         try:
-            for chunk in self._chunks(batch):
+            for chunk in self._costs.split(batch, self.limits.rows_max):
                 await self._handle(chunk)
         except BaseException as error:
             # What was taken in and not handled must come again: never go on behind it.
             self._give_up({record.lane for record in batch}, f"{type(error).__name__}: {error}")
             raise
-
-    def _chunks(self, batch: list[Incoming]) -> Iterable[list[Incoming]]:
-        """Split a batch so that each part writes about `rows_max` rows at most, by what such commands wrote lately."""
-        if len(batch) * max(self._rows_per.values(), default=1.0) <= self.limits.rows_max:
-            yield batch
-            return
-        start, rows = 0, 0.0
-        for index, record in enumerate(batch):
-            rows += self._rows_per.get(_type_of(record), 1.0)
-            if rows > self.limits.rows_max and index > start:
-                yield batch[start:index]
-                start, rows = index, 0.0
-        if start < len(batch):
-            yield batch[start:]
-
-    def _learn(self, type: str, rows: int) -> None:
-        known = self._rows_per.get(type, 1.0)
-        if rows != known:
-            self._rows_per[type] = max(known * 0.9 + rows * 0.1, 1.0) if rows < known else float(rows)
 
     async def _handle(self, batch: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):
@@ -301,7 +273,7 @@ class Kernel:
         self._tell(plan, at_once=False)
 
     def _plan(self, batch: list[Incoming], poison: str | None) -> Plan:
-        plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
+        plan = Plan(self._partitions, self._specs, self._domains.reactions, self._clock.now())
         plan.facts = dict(self._loader.facts)
         plan.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
@@ -328,7 +300,7 @@ class Kernel:
             return False
         try:
             for each in accepted:
-                self._decide(plan, each)
+                self._domains.decide(plan, each)
         except Missing:
             return False
         plan.writes.inbox = [
@@ -364,78 +336,13 @@ class Kernel:
             pending = await admit(plan, unit, pending, self._clock.now(), inbox_on=self._defences.inbox)
             plan.accepted = pending
             while pending:
-                pending, missing = self._fold(plan, pending)
+                pending, missing = self._domains.fold(plan, pending)
                 if missing:
                     await self._loader.load(plan, unit, missing)
             self._finish(plan)
             plan.decided = time.perf_counter()
             await unit.save(plan.writes)
             self._prepare(plan)
-
-    # --- deciding --------------------------------------------------------------------------------------------
-
-    def _fold(self, plan: Plan, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
-        """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
-        waiting: list[Accepted] = []
-        missing: list[tuple[Accepted, Missing]] = []
-        blocked: set[str] = set()
-        for accepted in pending:
-            if accepted.aggregate_id in blocked:
-                waiting.append(accepted)
-                continue
-            try:
-                self._decide(plan, accepted)
-            except Missing as lack:
-                blocked.add(accepted.aggregate_id)
-                waiting.append(accepted)
-                missing.append((accepted, lack))
-        return waiting, missing
-
-    def _decide(self, plan: Plan, accepted: Accepted) -> None:
-        envelope, command = accepted.envelope, accepted.command
-        domain = self._domains[type(command)]
-        meta = Meta(
-            envelope.id,
-            envelope.tenant_id,
-            accepted.aggregate_id,
-            plan.at,
-            envelope.actor,
-            envelope.correlation_id,
-            envelope.traceparent,
-            accepted.lane.id,
-        )
-        aggregate = accepted.lane.aggregate(accepted.aggregate_id)
-        if plan.optimistic and command.creates and not aggregate.rows:
-            aggregate.whole = True  # Taken for granted: its first row is inserted, or refused.
-            plan.touched.add((accepted.lane.id, accepted.aggregate_id))
-        view = View(aggregate, plan.facts, self._specs, plan.held, self.owner)
-        if plan.poison is not None:
-            self._defect(plan, accepted, domain, meta, "poison", plan.poison)
-            return
-        try:
-            self._learn(command.type, plan.decide(accepted, domain, meta, view))
-        except Missing:
-            raise
-        except Rejected as refusal:
-            if accepted.external:
-                plan.settle(accepted, "rejected", orjson.dumps(refusal.problem()), meta.at)
-            else:
-                log.info("%s was refused: %s", command.type, refusal)
-        except Exception as defect:
-            log.exception("deciding %s failed", command.type)
-            self._defect(plan, accepted, domain, meta, "internal_error", f"{type(defect).__name__}: {defect}")
-
-    def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
-        """A bug met this command, or Postgres refuses it: a dead letter, and nobody waits for it for ever."""
-        self._reception.bury(plan, accepted.lane, accepted.record, code, detail)
-        if accepted.external:
-            problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
-            plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
-            return
-        told = domain.failed(accepted.command, "internal_error", detail)
-        if told is not None:
-            message_id = derive(meta.message_id, f"failed:{told.type}:0")
-            plan.send(accepted.lane, plan.command_record(accepted.lane, message_id, told, meta))
 
     # --- writing and sending ---------------------------------------------------------------------------------
 
@@ -534,7 +441,7 @@ class Kernel:
         due = await self.store.due_lanes(list(lanes))
         if not due:
             return
-        plan = Plan(self._partitions, self._specs, self._reactions, self._clock.now())
+        plan = Plan(self._partitions, self._specs, self._domains.reactions, self._clock.now())
         try:
             async with self.store.unit() as unit:
                 await unit.lock([_standing(lanes[id]) for id in due])
@@ -607,12 +514,6 @@ def _is_crowd(plan: Plan) -> bool:
 
 def _standing(lane: Lane) -> Advance:
     return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent, lane.floor)
-
-
-def _type_of(record: Incoming) -> str:
-    if record.decoded is not None:
-        return record.decoded[1].type
-    return text(next((value for name, value in record.headers if name == "ce_type"), b""))[:64]
 
 
 def _retrieved(future: asyncio.Future[None]) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,12 +18,11 @@ from aiokafka import AIOKafkaConsumer
 
 from bus import postgres
 from bus.kernel import Kernel
-from bus.lanes import Lane
 from bus.limits import Defences, Limits
 from bus.plan import Partitions
 from bus.postgres import PostgresStore, load_row
 from bus.producer import Producer
-from bus.store import Log, Out, Store, Unavailable
+from bus.store import Log, Store
 from bus.worker import DatabaseClock, Worker
 from gateway import server
 from gateway.ports import CommandBus
@@ -32,9 +31,10 @@ from handlers.ingress import IngressRules
 from handlers.programs import Programs
 from handlers.runtime import Runtime
 from handlers.steps.code import CodeRunner, SandboxUnavailable
-from handlers.steps.executor import DATABASE_ERRORS, Executor, Heartbeats, Sweeper
+from handlers.steps.executor import Executor, Heartbeats, Sweeper
+from handlers.steps.lane_steps import LaneSteps, claimable, hint
 from handlers.steps.leases import Leases
-from handlers.steps.pool import Held, Result, StepPool
+from handlers.steps.pool import Result, StepPool
 from handlers.steps.port import Performer
 from infra import database, topics
 from infra.reachable import until_reachable
@@ -44,17 +44,13 @@ from infra.telemetry.metrics import LaneMetrics, Owned
 from infra.telemetry.role import RoleTelemetry, telemetry
 from outbox.retention import Retention
 from projections.catalog import VERSIONS, Version
-from projections.runtime import NodeRun, Run
-from schemas.envelope import Envelope
+from projections.runtime import NodeRun
 from schemas.graph import Program
-from schemas.messages import derive
 from schemas.node_types import NodeConfig
-from schemas.topics import STEP_KINDS, partition_of
+from schemas.topics import STEP_KINDS
 
 log = logging.getLogger("agent_platform")
 
-COPIES_PATIENCE_SECONDS = 0.02
-"""Copies of results that were handed over wait so long for the next batch, to go with what it made."""
 STEP_STOP_SECONDS = 20.0
 """How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
 CODE_AT_ONCE = 64
@@ -246,72 +242,12 @@ class RunningWorker:
     pools: list[StepPool]
 
 
-class _LaneSteps:
-    """The step pool as the kernel sees it: leases in the lane's transaction, answers handed back to the lane."""
-
-    def __init__(self, parts: _Parts) -> None:
-        self._parts = parts
-        self._results: list[Result] = []
-        self.worker: Worker | None = None
-
-    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
-        return self._parts.pool.lease(row, at, new=new)
-
-    def give_back(self, row: NodeRun) -> None:
-        self._parts.pool.give_back(row)
-
-    def prepare(self, row: NodeRun, lane: Lane) -> Held:
-        run: Run = lane.aggregates[row.run_id].rows[Run, row.run_id]
-        program = self._parts.programs.known(run.workflow_version_id)
-        assert program is not None  # The decision that made this step had it.
-        node = program.nodes[program.by_id[row.node_id]]
-        return self._parts.pool.prepare(row, node, run.traceparent, run.correlation_id)
-
-    def start(self, prepared: Held) -> None:
-        self._parts.pool.start(prepared)
-
-    async def list_leased(self, ids: Sequence[str]) -> None:
-        with _unavailable():
-            await self._parts.leases.list_leased(ids)
-
-    async def list_made(self, floors: Mapping[int, int]) -> None:
-        with _unavailable():
-            await self._parts.leases.list_made(floors)
-
-    async def deliver(self, result: Result) -> None:
-        """Results of one turn of the loop go together: to the lane at once, and the same commands to Kafka."""
-        if not self._results:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._results.append(result)
-
-    def _flush(self) -> None:
-        results, self._results = self._results, []
-        assert self.worker is not None
-        self.worker.hand_over([result.incoming for result in results])
-        # Made when they are about to go: mostly Postgres is at work then, and we are not.
-        sent = self._parts.producer.enqueue((result.out for result in results), patience=COPIES_PATIENCE_SECONDS)
-        sent.add_done_callback(_noted)
-
-
-@contextlib.contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except DATABASE_ERRORS as error:
-        raise Unavailable(f"leases cannot be listed: {error}") from error
-
-
-def _noted(sent: asyncio.Future[None]) -> None:
-    if not sent.cancelled() and sent.exception() is not None:
-        log.warning("copies of results did not reach Kafka: %s", sent.exception())
-
-
 @contextlib.asynccontextmanager
 async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWorker]:
     """A started worker; leave the block to stop it in order. Raises TopicMismatch."""
     settings = await topics.check(settings)
     async with _steps(settings, extras, "worker") as parts:
-        steps = _LaneSteps(parts)
+        steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver
         kinds = frozenset(parts.pool.kinds)
         runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
@@ -330,8 +266,8 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             clock=parts.clock,
             owner=parts.owner,
             steps=steps,
-            claimable={NodeRun: _claimable},
-            hint=lambda row: _hint(row, settings.steps_partitions),
+            claimable={NodeRun: claimable},
+            hint=lambda row: hint(row, settings.steps_partitions),
             ingress=IngressRules(settings.auth_required),
             limits=Limits(rows_max=settings.batch_rows_max),
             defences=extras.defences,
@@ -387,19 +323,6 @@ def _spare(parts: _Parts, settings: Settings) -> tuple[Executor, StepPool, Lease
     executor = Executor(pool, leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds)
     pool.deliver = executor.deliver
     return executor, pool, leases
-
-
-def _claimable(row: NodeRun) -> bool:
-    return row.ready and row.leased_by is None and row.status == "queued"
-
-
-def _hint(row: NodeRun, partitions: int) -> Out | None:
-    """Tells executors that a step waits. Only a hint: they also look by themselves."""
-    if row.kind not in STEP_KINDS:
-        return None
-    envelope = Envelope(derive(row.id, f"hint:{row.lease_token}"), "step.ready", row.tenant_id, subject=row.run_id)
-    place = partition_of(row.run_id, partitions)
-    return Out(-1, 0, f"steps.{row.kind}", place, row.run_id, envelope.headers(), b"{}", row.tenant_id)
 
 
 async def _hints(settings: Settings, executor: Executor, kinds: list[str]) -> None:
