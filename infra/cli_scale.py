@@ -42,7 +42,7 @@ def scale(
     settings = load_settings(data_dir=data)
     wanted = parse_counts(counts)
     done = ask_to_scale(settings.data_dir, wanted)
-    for line in _report(done, wanted, settings):
+    for line in report(done, wanted, _lanes(data) if wanted.get("worker") else 0):
         print(line)
     if any(code not in IN_ORDER for code in done.stopped.values()):
         raise typer.Exit(1)
@@ -167,14 +167,20 @@ def _owner(data: Path) -> State:
     return state
 
 
-def _report(done: Scaled, wanted: Mapping[str, int], settings: Settings) -> list[str]:
+def _lanes(data: Path | None) -> int:
+    from infra.database import recorded_partitions
+
+    return sum(asyncio.run(recorded_partitions(_attached(data).sqlalchemy_url)).values())
+
+
+def report(done: Scaled, wanted: Mapping[str, int], lanes: int) -> list[str]:
+    """What to say of a change, a line each. `lanes`: how many there are to be owned."""
     lines = [f"Started {name}." for name in done.started]
     for name, code in done.stopped.items():
         how = "Stopped" if code in IN_ORDER else f"Stopped, not in order (exit code {code}):"
         lines.append(f"{how} {name}.")
     if not lines:
         lines.append("Nothing to do: so many run already.")
-    lanes = settings.commands_partitions + settings.ingress_partitions
     if wanted.get("worker", 0) > lanes:
         lines.append(f"There are {lanes} lanes: more workers than that stay without one.")
     if wanted.get("worker") == 0:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli_scale import ask_to_scale, parse_counts
+from infra.cli_scale import ask_to_scale, parse_counts, report
 from infra.embedded.failures import StackError
 from infra.embedded.processes import is_alive
-from infra.embedded.state import DataFolder, Wish, read_wish, write_wish
+from infra.embedded.state import DataFolder, Scaled, Wish, read_wish, write_wish
 from infra.settings import SettingsError
 from tests.infra.test_stack import Running, until
 
@@ -30,6 +30,13 @@ def test_every_wrong_word_is_named() -> None:
     assert named == ["workers=2", "worker=-1", "executor=many", "worker=999", "kafka", "gateway=2"]
     with pytest.raises(SettingsError, match="given twice"):
         parse_counts(["worker=1", "worker=2"])
+
+
+def test_who_would_own_nothing_is_told() -> None:
+    done = Scaled("request", ("worker-1",), {"executor-0": 0})
+    assert report(done, {"worker": 34}, 34) == ["Started worker-1.", "Stopped executor-0."]
+    assert report(done, {"worker": 35}, 34)[2:] == ["There are 34 lanes: more workers than that stay without one."]
+    assert report(done, {"worker": 0}, 0)[2:] == ["Without a worker nothing is decided: commands wait."]
 
 
 def test_where_nothing_runs_the_error_says_so(tmp_path: Path) -> None:
