@@ -62,7 +62,7 @@ class Domains:
         return waiting, missing
 
     def decide(self, plan: Plan, accepted: Accepted) -> None:
-        """Decide one command. Raises Missing; then nothing of it is in the plan."""
+        """Decide one command. Raises Missing: an optimistic plan is to be undone then, another asked again."""
         envelope, command = accepted.envelope, accepted.command
         domain = self._by_command[type(command)]
         meta = Meta(

@@ -124,7 +124,7 @@ class Producer:
             raise BusUnavailable(str(error)) from error
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions the broker has of a topic. Raises BusUnavailable."""
+        """How many partitions a topic has, as known for up to 30 s. Raises BusUnavailable."""
         producer = await self._started()
         try:
             return len(await producer.partitions_for(self._prefix + topic))

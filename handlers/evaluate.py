@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -98,23 +99,25 @@ def _checked_inputs(config: Start, inputs: JsonObject) -> JsonObject:
     return checked
 
 
-def size_problems(inputs: JsonObject) -> list[JsonObject]:
-    """Inputs are an output of their start node, so they may not be larger."""
-    size = len(orjson.dumps(inputs))
-    if size <= VALUE_BYTES_MAX:
-        return []
-    detail = f"{size} bytes of inputs as JSON, at most {VALUE_BYTES_MAX}"
-    return [{"pointer": "/inputs", "code": "too_large", "detail": detail}]
+def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[JsonObject]:
+    """What is wrong with the inputs of a run before it starts, by JSON pointer.
+
+    They are kept with the run, and each of its start nodes hands them on with its defaults.
+    """
+    found = [problem for config in starts for problem in _problems(config.inputs, inputs)]
+    kept = [inputs] if found else [inputs, *(_checked_inputs(config, inputs) for config in starts)]
+    size = max(len(orjson.dumps(each)) for each in kept)
+    if size > VALUE_BYTES_MAX:
+        detail = f"{size} bytes as JSON with their defaults, at most {VALUE_BYTES_MAX}"
+        found.append({"pointer": "/inputs", "code": "too_large", "detail": detail})
+    return found
 
 
-def input_problems(specs: dict[str, InputSpec], inputs: JsonObject) -> list[JsonObject]:
-    """What is wrong with the inputs of a run before it starts, by JSON pointer."""
-    found: list[JsonObject] = []
+def _problems(specs: dict[str, InputSpec], inputs: JsonObject) -> Iterator[JsonObject]:
     for name, spec in specs.items():
         pointer = "/inputs/" + name.replace("~", "~0").replace("/", "~1")
         if inputs.get(name) is None:
             if spec.required and spec.default is None:
-                found.append({"pointer": pointer, "code": "missing", "detail": "this input is required"})
+                yield {"pointer": pointer, "code": "missing", "detail": "this input is required"}
         elif not is_of_type(inputs[name], spec.type):
-            found.append({"pointer": pointer, "code": "wrong_type", "detail": f"must be of type {spec.type}"})
-    return found
+            yield {"pointer": pointer, "code": "wrong_type", "detail": f"must be of type {spec.type}"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from bus.decider import Decision, Domain, Meta, Rows
-from handlers.evaluate import NodeError, check_size, input_problems, size_problems
+from handlers.evaluate import NodeError, check_size, input_problems
 from handlers.programs import Programs
 from handlers.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
 from projections.catalog import Definition, Version
@@ -69,14 +69,13 @@ class Runtime:
         version = _version(command, rows, meta)
         program = self.programs.of(version)
         initial = command.initial_node
-        problems = size_problems(command.inputs)
+        starts: list[Start] = []
         if initial is not None:
             _check_initial(initial, program.by_id, program.nodes)
         else:
-            for index in program.starts:
-                config = program.nodes[index].config
-                if isinstance(config, Start):
-                    problems += input_problems(config.inputs, command.inputs)
+            configs = (program.nodes[index].config for index in program.starts)
+            starts = [config for config in configs if isinstance(config, Start)]
+        problems = input_problems(starts, command.inputs)
         if problems:
             raise Rejected("invalid_inputs", problems[0]["detail"], status=422, errors=tuple(problems))
         yield wire.RunCreated(

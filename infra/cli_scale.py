@@ -42,8 +42,10 @@ def scale(
     settings = load_settings(data_dir=data)
     wanted = parse_counts(counts)
     done = ask_to_scale(settings.data_dir, wanted)
-    for line in report(done, wanted, _lanes(data) if wanted.get("worker") else 0):
+    for line in report(done):
         print(line)
+    if "worker" in wanted and (said := asyncio.run(warning(wanted["worker"], _attached(data).required_database_url))):
+        print(said)
     if any(code not in IN_ORDER for code in done.stopped.values()):
         raise typer.Exit(1)
 
@@ -167,22 +169,27 @@ def _owner(data: Path) -> State:
     return state
 
 
-def _lanes(data: Path | None) -> int:
-    from infra.database import recorded_partitions
-
-    return sum(asyncio.run(recorded_partitions(_attached(data).sqlalchemy_url)).values())
-
-
-def report(done: Scaled, wanted: Mapping[str, int], lanes: int) -> list[str]:
-    """What to say of a change, a line each. `lanes`: how many there are to be owned."""
+def report(done: Scaled) -> list[str]:
+    """What was done, a line each."""
     lines = [f"Started {name}." for name in done.started]
     for name, code in done.stopped.items():
         how = "Stopped" if code in IN_ORDER else f"Stopped, not in order (exit code {code}):"
         lines.append(f"{how} {name}.")
-    if not lines:
-        lines.append("Nothing to do: so many run already.")
-    if wanted.get("worker", 0) > lanes:
-        lines.append(f"There are {lanes} lanes: more workers than that stay without one.")
-    if wanted.get("worker") == 0:
-        lines.append("Without a worker nothing is decided: commands wait.")
-    return lines
+    return lines or ["Nothing to do: so many run already."]
+
+
+async def warning(workers: int, database_url: str) -> str:
+    """What so many workers mean for the lanes there are; "" if nothing need be said."""
+    import asyncpg
+
+    if workers == 0:
+        return "Without a worker nothing is decided: commands wait."
+    try:
+        connection = await asyncpg.connect(database_url, server_settings={"role": "ap_worker"})
+        try:
+            lanes = await connection.fetchval("SELECT count(*) FROM lane")
+        finally:
+            await connection.close()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return f"The lanes could not be counted: {error}"
+    return f"There are {lanes} lanes: more workers than that stay without one." if workers > lanes else ""

@@ -83,7 +83,7 @@ class Crashes:
     on: bool = True
 
     def are_due(self, wanted: int) -> bool:
-        """Whether fewer than wanted, or none at some point yet, which a point is given as many again for."""
+        """Whether there were fewer than `wanted`, or up to twice as many and at some point none."""
         total = self.counts.total()
         return total < wanted or (total < 2 * wanted and any(not self.counts[point] for point in POINTS))
 
@@ -365,7 +365,7 @@ class Client:
         self.taken: dict[str, Job] = {}
 
     async def offer(self, crashes: int) -> None:
-        """Ask for runs, some at a time, until there have been so many crashes and all runs have ended."""
+        """Ask for runs, some at a time, until no more crashes are due and all runs have ended."""
         database = await asyncpg.connect(self._settings.required_database_url)
         try:
             await self._publish_workflows(database)

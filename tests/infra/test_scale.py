@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli_scale import ask_to_scale, parse_counts, report
+from infra import lane_operations
+from infra.cli_scale import ask_to_scale, parse_counts, report, warning
+from infra.embedded import EmbeddedStack
 from infra.embedded.failures import StackError
 from infra.embedded.processes import is_alive
 from infra.embedded.state import DataFolder, Scaled, Wish, read_wish, write_wish
 from infra.settings import SettingsError
+from infra.topic_growth import grow
+from schemas.topics import INGRESS
 from tests.infra.test_stack import Running, until
+from tests.live import prepared
 
 
 def test_counts_are_read_by_role() -> None:
@@ -32,11 +37,23 @@ def test_every_wrong_word_is_named() -> None:
         parse_counts(["worker=1", "worker=2"])
 
 
-def test_who_would_own_nothing_is_told() -> None:
-    done = Scaled("request", ("worker-1",), {"executor-0": 0})
-    assert report(done, {"worker": 34}, 34) == ["Started worker-1.", "Stopped executor-0."]
-    assert report(done, {"worker": 35}, 34)[2:] == ["There are 34 lanes: more workers than that stay without one."]
-    assert report(done, {"worker": 0}, 0)[2:] == ["Without a worker nothing is decided: commands wait."]
+def test_what_was_done_is_told() -> None:
+    done = Scaled("request", ("worker-1",), {"executor-0": -signal.SIGTERM, "executor-1": 1})
+    assert report(done) == [
+        "Started worker-1.", "Stopped executor-0.", "Stopped, not in order (exit code 1): executor-1.",
+    ]  # fmt: skip
+    assert report(Scaled("request")) == ["Nothing to do: so many run already."]
+
+
+async def test_workers_that_would_own_nothing_are_told_of(services: EmbeddedStack) -> None:
+    async with prepared(services, f"scale_{os.getpid()}") as settings:
+        url = settings.required_database_url
+        lanes = len(await lane_operations.standings(settings))
+        await grow(settings, INGRESS, settings.ingress_partitions + 1)
+        assert await warning(lanes + 1, url) == ""
+        assert await warning(lanes + 2, url) == f"There are {lanes + 1} lanes: more workers than that stay without one."
+        assert "decided" in await warning(0, url)
+    assert await warning(2, url) == f'The lanes could not be counted: database "scale_{os.getpid()}" does not exist'
 
 
 def test_where_nothing_runs_the_error_says_so(tmp_path: Path) -> None:

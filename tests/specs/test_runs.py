@@ -109,14 +109,23 @@ def test_inputs_are_checked_before_a_run_exists() -> None:
 
 
 @pytest.mark.parametrize("initial", [None, {"node_id": "b"}])
-def test_inputs_that_no_node_could_hand_on_are_refused(initial: Any) -> None:
+def test_inputs_that_are_too_large_are_refused(initial: Any) -> None:
     flow = Flow("start:start b:code", "start>b")
     text = "早" + "x" * (VALUE_BYTES_MAX - len('{"t":"早"}'.encode()))
     refusal = flow.when(flow.create(inputs={"t": text + "x"}, initial_node=initial)).rejected("invalid_inputs", 422)
-    detail = f"{VALUE_BYTES_MAX + 1} bytes of inputs as JSON, at most {VALUE_BYTES_MAX}"
+    detail = f"{VALUE_BYTES_MAX + 1} bytes as JSON with their defaults, at most {VALUE_BYTES_MAX}"
     assert refusal.errors == ({"pointer": "/inputs", "code": "too_large", "detail": detail},)
     began = ("ready b",) if initial else ("completed start", "ready b")
     flow.when(flow.create(inputs={"t": text}, initial_node=initial)).then("run created", *began)
+
+
+def test_inputs_that_are_too_large_with_their_defaults_are_refused() -> None:
+    inputs = {"n": {"type": "string", "default": "x" * (VALUE_BYTES_MAX // 2)}}
+    flow = Flow("start:start b:code", "start>b", configs={"start": {"inputs": inputs}})
+    large = {"t": "x" * (VALUE_BYTES_MAX // 2)}
+    refusal = flow.when(flow.create(inputs=large)).rejected("invalid_inputs", 422)
+    assert [(each["pointer"], each["code"]) for each in refusal.errors] == [("/inputs", "too_large")]
+    flow.when(flow.create(inputs=large | {"n": "small"})).then("run created", "completed start", "ready b")
 
 
 def test_a_run_may_begin_in_the_middle() -> None:
