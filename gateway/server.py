@@ -107,9 +107,9 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind((host.strip("[]"), port))
         listening.listen(2048)
         listening.setblocking(False)
-    except BaseException:
+    except OSError as error:
         listening.close()
-        raise
+        raise OSError(error.errno, error.strerror, f"port {port} of {host}") from None
     return listening
 
 

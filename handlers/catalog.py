@@ -21,6 +21,7 @@ from schemas.catalog import (
     VersionPublished,
 )
 from schemas.messages import Command, JsonObject, Rejected, derive
+from schemas.problems import summary
 
 
 def version_id(message_id: str) -> str:
@@ -135,8 +136,7 @@ def _refuse_errors(problems: list[JsonObject]) -> None:
         if problem["severity"] == "error"
     )
     if errors:
-        detail = f"{len(errors)} errors; the first at {errors[0]['pointer']}: {errors[0]['detail']}"
-        raise Rejected("invalid_definition", detail, status=422, errors=errors)
+        raise Rejected("invalid_definition", summary(errors), status=422, errors=errors)
 
 
 def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:

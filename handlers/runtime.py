@@ -18,6 +18,7 @@ from schemas import runtime as wire
 from schemas.graph import Node
 from schemas.messages import Command, JsonObject, Rejected
 from schemas.node_types import Start, canonical_type
+from schemas.problems import summary
 from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure
 
 REQUEUES_MAX = 5
@@ -77,7 +78,7 @@ class Runtime:
             starts = [config for config in configs if isinstance(config, Start)]
         problems = input_problems(starts, command.inputs)
         if problems:
-            raise Rejected("invalid_inputs", problems[0]["detail"], status=422, errors=tuple(problems))
+            raise Rejected("invalid_inputs", summary(problems), status=422, errors=tuple(problems))
         yield wire.RunCreated(
             workflow_id=version.definition_id,
             workflow_version_id=version.id,

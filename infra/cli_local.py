@@ -44,7 +44,7 @@ def status_document(data: Path) -> dict[str, Any]:
         "owner_pid": state.owner.pid,
         "since": state.since,
         "gateway_url": state.gateway_url,
-        "database_url": state.database_url,
+        "database_url": mask_password(state.database_url) if state.database_url else None,
         "kafka_bootstrap": state.kafka_bootstrap,
         "ports": state.ports,
         "roles": [

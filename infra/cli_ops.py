@@ -226,10 +226,11 @@ def lanes_adopt(
 
 @lanes.command("resend")
 def lanes_resend(data: Data = None) -> None:
-    """Send all events of the log again, as when topic `events` was lost; let no worker run meanwhile."""
+    """Send all events of the log again, as when topic `events` was lost; only while no worker runs."""
     from infra import lane_operations
 
-    events = run_or_exit(lane_operations.resend(attached_settings(data)))
+    settings = attached_settings(data)
+    events = _operate(lambda: lane_operations.resend(settings))
     print(f"{events} events go out again when workers claim their lanes")
 
 

@@ -217,14 +217,14 @@ def events_export(
         bounds = replaying.ExportRange.parse(since, until)
         chosen = _selection(type, aggregate, tenant)
         count = 0
-        async for event in replaying.export(settings.required_database_url, chosen, bounds):
-            file.write(line(event))
-            count += 1
-        file.flush()
+        with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else replaying.open_file(Path(out)) as file:
+            async for event in replaying.export(settings.required_database_url, chosen, bounds):
+                file.write(line(event))
+                count += 1
+            file.flush()
         return count
 
-    with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else Path(out).open("wb") as file:
-        count = _refusable(work())
+    count = _refusable(work())
     print(f"{count} events", file=sys.stderr)
 
 

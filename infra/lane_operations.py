@@ -16,6 +16,7 @@ from bus.plan import Partitions, Plan
 from bus.postgres import PostgresStore
 from bus.replay import Extent, TopicReader
 from bus.store import Advance, Claimed, DeadLetter, Incoming
+from infra import presence, topics
 from infra.settings import Settings
 from schemas.topics import COMMANDS, INGRESS
 
@@ -123,9 +124,12 @@ async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Sta
 async def resend(settings: Settings) -> int:
     """Let every lane send its events again from the log's begin, as when topic `events` was lost; says how many.
 
-    Workers send them when they claim their lanes, so let none run meanwhile: what they send on their own would
+    Workers send them when they claim their lanes. Raises LaneRefused while one runs: what it sends on its own would
     overtake.
     """
+    async with topics.administration(settings) as admin:
+        if names := await presence.still_there(lambda: presence.members(admin, settings.topic_prefix)):
+            raise LaneRefused(f"these workers still run: {names}; stop all first, as by `ap scale worker=0`")
     pool = await _pool(settings)
     try:
         async with pool.acquire() as connection, connection.transaction():

@@ -135,6 +135,7 @@ async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
                 database_url=settings.required_database_url,
                 kafka_bootstrap=settings.required_kafka_bootstrap,
                 stop=stop,
+                started=lambda port: log.info("serving at http://%s:%d/gateway", settings.gateway_host, port),
                 telemetry=told.requests,
             )
         finally:

@@ -14,9 +14,10 @@ import orjson
 
 from bus.producer import Producer
 from bus.store import Out
+from handlers.ingress import IngressRules
 from infra.settings import Settings
-from schemas import registry, values
-from schemas.envelope import Envelope, Malformed
+from schemas import registry
+from schemas.envelope import Envelope, Malformed, decode_headers
 from schemas.messages import derive, natural_id
 from schemas.topics import INGRESS, MESSAGE_BYTES_MAX, partition_of
 
@@ -60,10 +61,11 @@ def publications(
         raise Malformed("unknown_type", f"no public command is called {name!r}; there are {known}")
     if len(body) > MESSAGE_BYTES_MAX:
         raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
-    values.parse(body)
-    registry.decode_command(name, body)
     ids = [id or str(uuid.uuid4())] if count == 1 else [f"{id or uuid.uuid4()}-{n}" for n in range(1, count + 1)]
-    return [Publication(name, body, each, tenant_id, key, actor) for each in ids]
+    found = [Publication(name, body, each, tenant_id, key, actor) for each in ids]
+    may_publish = IngressRules(auth_required=False)  # Whether anybody may is for the platform to say.
+    may_publish(decode_headers(found[-1].record(1).headers), body)
+    return found
 
 
 async def publish(settings: Settings, records: Sequence[Publication]) -> None:

@@ -349,8 +349,9 @@ class Supervisor:
     def _announce(self) -> None:
         settings, folder = self._settings, self._stack.folder
         roles = ", ".join(f"{p.role} {p.identity.pid}" for p in folder.state.processes)
+        reference = "" if settings.auth_required else f" (reference: {self.gateway_url}/docs)"
         for name, value in (
-            ("Gateway", f"{self.gateway_url}/gateway (reference: {self.gateway_url}/docs)"),
+            ("Gateway", f"{self.gateway_url}/gateway" + reference),
             ("Postgres", mask_password(settings.required_database_url)),
             ("Kafka", settings.required_kafka_bootstrap),
             ("Processes", roles),

@@ -8,7 +8,6 @@ interrupted is only ever run again. Whatever is sent twice by that has the same 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,8 @@ from bus.postgres import PostgresStore
 from bus.producer import Producer
 from bus.replay import Extent, TopicReader
 from bus.store import Out
-from bus.worker import GROUP
 from gateway.postgres import LOOKUP_ROLE, READ_ROLE
-from infra import topics
+from infra import presence, topics
 from infra.schema import PROJECTIONS
 from infra.settings import Settings
 from projections.runtime import LEASED, UNLISTED
@@ -39,8 +37,6 @@ GROW_LOCK = 7_304_202
 PARTITIONS_MAX = INGRESS_BASE
 IDS_AT_ONCE = 20_000
 HOLDER = "growth"
-GONE_SECONDS = (0.2, 0.5, 1.0)
-
 Reached = Callable[[str], None]
 """Called after each phase of a growth with its name."""
 
@@ -200,21 +196,18 @@ class _Growth:
         return partition_of(key, self._after)
 
     async def _nobody_runs(self, admin: AIOKafkaAdminClient) -> None:
-        """Who has just been stopped is given a moment to be gone from everywhere. Raises GrowthRefused."""
-        found = await self._running(admin)
-        for pause in GONE_SECONDS:
-            if found:
-                await asyncio.sleep(pause)
-                found = await self._running(admin)
-        if found:
-            names = ", ".join(sorted(found))
-            raise GrowthRefused(f"these still run: {names}; stop all workers, executors and gateways first")
+        """Raises GrowthRefused."""
 
-    async def _running(self, admin: AIOKafkaAdminClient) -> set[str]:
-        answers = await admin.describe_consumer_groups([self._settings.topic_prefix + GROUP])
-        members = [m for answer in answers for group in answer.to_object()["groups"] for m in group["members"]]
-        sessions = await self._pool.fetch(_SESSIONS, _SELF, [READ_ROLE, LOOKUP_ROLE])
-        return {m["client_id"] for m in members} | {row["name"].removeprefix("agent-platform ") for row in sessions}
+        async def running() -> set[str]:
+            sessions = await self._pool.fetch(_SESSIONS, _SELF, [READ_ROLE, LOOKUP_ROLE])
+            names = {row["name"].removeprefix("agent-platform ") for row in sessions}
+            return names | await presence.members(admin, self._settings.topic_prefix)
+
+        if names := await presence.still_there(running):
+            raise GrowthRefused(
+                f"these still run: {names}; stop all workers, executors and gateways first"
+                " (`--restart` stops those of `ap up` for the moment)"
+            )
 
     async def _pending(self, reader: TopicReader) -> dict[int, Extent]:
         """The records of each partition that its lane has not handled. Raises GrowthRefused for one that cannot."""

@@ -9,12 +9,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from infra import database
-from infra.settings import Settings, setting_name
+from infra.settings import Settings, SettingsError, setting_name
 from schemas import topics
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX, TOPICS, Topic
 
 
-class TopicMismatch(Exception):
+class TopicMismatch(SettingsError):
     """A topic on the broker has another number of partitions than Postgres has recorded."""
 
 
@@ -45,8 +45,10 @@ async def as_recorded(settings: Settings) -> Settings:
             continue
         if field in settings.model_fields_set:
             raise TopicMismatch(
-                f"{setting_name(field)} is {wanted}, and Postgres has recorded {recorded}: leave it out, or set it so;"
-                f" more partitions are made by `ap topics grow {topic}`"
+                [
+                    f"{setting_name(field)} is {wanted}, and Postgres has recorded {recorded}: leave it out, or set it"
+                    f" so; more partitions are made by `ap topics grow {topic}`"
+                ]
             )
         found[field] = recorded
     return settings.model_copy(update=found) if found else settings
@@ -112,6 +114,8 @@ async def _check(admin: AIOKafkaAdminClient, settings: Settings, wanted: list[To
         expected = names[described["topic"]]
         if there and there != expected:
             raise TopicMismatch(
-                f"topic {described['topic']} has {there} partitions, {expected} are recorded;"
-                f" if it was being grown, run `ap topics grow` again"
+                [
+                    f"topic {described['topic']} has {there} partitions, {expected} are recorded;"
+                    f" if it was being grown, run `ap topics grow` again"
+                ]
             )

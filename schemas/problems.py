@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -42,6 +42,12 @@ class Problem:
 
 def pointer_of(*steps: str | int) -> str:
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in steps)
+
+
+def summary(errors: Sequence[Mapping[str, Any]]) -> str:
+    """One line on errors that have a `pointer` and a `detail`."""
+    first = f"{errors[0]['pointer'] or '/'}: {errors[0]['detail']}"
+    return f"{len(errors)} errors; the first at {first}" if len(errors) > 1 else first
 
 
 def printable(text: str) -> str:

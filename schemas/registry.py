@@ -34,6 +34,8 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 PROBLEMS_MAX = 100
+NAMED_MAX = 10
+"""So many of them are named in one line."""
 
 
 def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
@@ -45,8 +47,8 @@ def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
 
 
 def _summary(errors: tuple[JsonObject, ...]) -> str:
-    first = errors[0]
-    return f"{first['pointer'] or '/'}: {first['detail']}"
+    named = [f"{error['pointer'] or '/'}: {error['detail']}" for error in errors[:NAMED_MAX]]
+    return "; ".join(named) + (f"; and {len(errors) - NAMED_MAX} more" if len(errors) > NAMED_MAX else "")
 
 
 def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:

@@ -152,3 +152,13 @@ async def examine(settings: Settings) -> Report:
     return await verify(
         settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix, settle_seconds=3
     )
+
+
+async def test_events_are_not_sent_again_beside_a_worker(settings: Settings) -> None:
+    async with running(settings) as live:
+        await live.do(app_called("a"))
+        code, text = await ap(settings, "lanes", "resend")
+        assert (code, live.worker.kernel.owner in text) == (1, True), text
+        assert all(lane.sent == lane.position for lane in live.worker.lanes.values())
+    code, text = await ap(settings, "lanes", "resend")
+    assert (code, text) == (0, "1 events go out again when workers claim their lanes\n")

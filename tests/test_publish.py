@@ -18,7 +18,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaProducer
 
 from infra.embedded import EmbeddedStack
-from infra.publish import Publication
+from infra.publish import Publication, database_time, outcomes, publish
 from infra.verify import verify
 from schemas.envelope import Headers
 from tests.command_line import ap
@@ -139,7 +139,9 @@ async def test_without_a_tenant_it_is_the_public_one(live: Live) -> None:
         ([TYPE, "--data", "{"], "invalid_json"),
         ([TYPE, "--data", '{"kind": NaN}'], "invalid_json"),
         ([TYPE, "--data", '{"kind": "app", "code": "a\\u0000", "name": "x"}'], "nul_character"),
-        ([TYPE, "--data", "{}"], "/kind"),
+        ([TYPE, "--data", '{"kind": "app", "more": 1}'], "/code: Field required; /name: Field required; /more: Extra"),
+        ([TYPE, "--data", app_called("x"), "--id", "店"], "ce_id must be"),
+        ([TYPE, "--data", app_called("x"), "--id", "x" * 127, "--count", "10"], "ce_id must be"),
     ],
 )
 async def test_what_would_be_refused_is_not_sent(live: Live, arguments: list[str], says: str) -> None:
@@ -148,7 +150,9 @@ async def test_what_would_be_refused_is_not_sent(live: Live, arguments: list[str
 
 
 async def test_a_record_that_is_refused_all_the_same_says_why(live: Live) -> None:
-    call = ["publish", TYPE, "--tenant", "t1", "--id", "a b", "--data", app_called("x"), "--wait"]
-    code, text = await ap(live.settings, *call)
-    answer = orjson.loads(text)
-    assert (code, answer["status"], answer["body"]["code"]) == (1, "refused", "malformed_header")
+    """What another release publishes: this one would not send it."""
+    since = await database_time(live.settings)
+    record = Publication(TYPE, app_called("x").encode(), "a b", "t1")
+    await publish(live.settings, [record])
+    (answer,) = await outcomes(live.settings, [record], since=since, seconds=30)
+    assert (answer["status"], answer["body"]["code"]) == ("refused", "malformed_header")

@@ -1,6 +1,13 @@
 """Reading topics and the event log again: to a file, another topic or a function of the user's; nothing is executed."""
 
-from infra.replay.destinations import FileDestination, HandlerDestination, HandlerFailed, Printed, TopicDestination
+from infra.replay.destinations import (
+    FileDestination,
+    HandlerDestination,
+    HandlerFailed,
+    Printed,
+    TopicDestination,
+    open_file,
+)
 from infra.replay.export import ExportRange, export
 from infra.replay.places import From, ReplayRefused, Until
 from infra.replay.run import ReplayReport, replay
@@ -19,5 +26,6 @@ __all__ = [
     "TopicDestination",
     "Until",
     "export",
+    "open_file",
     "replay",
 ]

@@ -56,8 +56,19 @@ def place_of(record: Any) -> str:
     return f"{record.topic}/{record.partition}@{record.offset}"
 
 
+def open_file(path: Path, *, resumed: bool = False) -> BinaryIO:
+    """To be written to. Raises ReplayRefused for one that holds something already, unless it is resumed."""
+    file = path.open("ab")
+    if not resumed and os.fstat(file.fileno()).st_size:
+        file.close()
+        raise ReplayRefused(f"{path} is there and not empty: name another file, or remove it")
+    return file
+
+
 class FileDestination:
-    """JSON lines of CloudEvents; `-` is standard output. A resumed group appends."""
+    """JSON lines of CloudEvents; `-` is standard output. A resumed group appends; else a file that holds something is
+    refused.
+    """
 
     failed = None
 
@@ -69,7 +80,7 @@ class FileDestination:
         if self._path == "-":
             self._file = sys.stdout.buffer
         else:
-            self._file = await asyncio.to_thread(Path(self._path).open, "ab" if resumed else "wb")
+            self._file = await asyncio.to_thread(open_file, Path(self._path), resumed=resumed)
 
     async def take(self, records: Sequence[Any]) -> int:
         assert self._file is not None, "started"

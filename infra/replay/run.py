@@ -15,8 +15,8 @@ from bus.replay import IDLE_POLLS_MAX, Extent, ReadStalled, TopicReader
 from bus.worker import GROUP
 from infra.replay.destinations import Destination
 from infra.replay.places import From, ReplayRefused, Until, extents
-from infra.replay.selection import Selection
-from schemas.topics import BROKER_MESSAGE_BYTES_MAX
+from infra.replay.selection import Selection, types_of
+from schemas.topics import BROKER_MESSAGE_BYTES_MAX, COMMANDS, EVENTS
 
 RECORDS_MAX = 500
 POLL_MILLISECONDS = 1_000
@@ -59,6 +59,8 @@ async def replay(
     """
     if group == prefix + GROUP:
         raise ReplayRefused(f"{group} is the group of the workers; choose another name")
+    if selection is not None and selection.types and topic in (EVENTS, COMMANDS):
+        types_of(topic, selection.types)
     async with TopicReader(bootstrap, prefix) as reader:
         there = await reader.extents(topic)
     consumer = Consumer(

@@ -93,7 +93,10 @@ async def replayed(settings: Settings, destination: Any, topic: str = "events", 
 
 async def lines(settings: Settings, path: Path, **options: Any) -> list[dict[str, Any]]:
     await replayed(settings, FileDestination(str(path)), **options)
-    return read(path)
+    found = read(path)
+    if not options.get("group"):
+        os.unlink(path)  # A file that holds something is refused.
+    return found
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -394,6 +397,13 @@ async def test_ap_replay_and_ap_events_export(past: Past, tmp_path: Path, monkey
     code, output = await said("replay", "out.jsonl", "--from", "latest", "--until", "0:1")
     assert (code, "there is no --until for it" in output) == (2, True), output
 
+    for again in (("replay", "out.jsonl"), ("events", "export", "--out", "out.jsonl")):
+        code, output = await said(*again)
+        assert (code, "out.jsonl is there and not empty" in output) == (2, True), output
+    assert len(read(tmp_path / "out.jsonl")) == len(events)
+    for topic, kind in (("events", "event"), ("commands", "command")):
+        code, output = await said("replay", "none.jsonl", "--topic", topic, "--type", "nothing.*")
+        assert (code, f"no {kind} is called nothing.*" in output) == (2, True), output
     code, output = await said("events", "export", "--aggregate", run, "--out", "log.jsonl")
     assert (code, read(tmp_path / "log.jsonl")) == (0, events), output
     code, output = await said("events", "export", "--aggregate", run, "--from", "2", "--to", "2")
