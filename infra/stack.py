@@ -287,7 +287,7 @@ class Supervisor:
         settings = self._as_roles_see_it()
         given = {
             setting_name(name): str(getattr(settings, name))
-            for name in ("database_url", "kafka_bootstrap", "gateway_host", "gateway_port", "data_dir")
+            for name in ("database_url", "kafka_bootstrap", "gateway_host", "gateway_port", "data_dir", "lease_seconds")
         }
         token = self._settings.bootstrap_token
         if self._settings.auth_required and token is None:

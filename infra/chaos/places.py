@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 from bus.store import Out, Writes
 from schemas.envelope import Headers
+from schemas.runtime import NodeCompleted
 
 BEFORE_WRITE = "before-write"
 """A batch is decided, its transaction not begun."""
+BEFORE_ANSWER = "before-answer"
+"""The same of a batch with a step's answer: until its lease runs out, nobody else may bring the run further."""
 BEFORE_COMMIT = "before-commit"
 """In mid-transaction: all is written, nothing committed."""
 BEFORE_SEND = "before-send"
@@ -84,6 +87,10 @@ class PlacedStore(InterruptedStore):
 
     async def write(self, writes: Writes) -> None:
         self._places.at(BEFORE_WRITE)
+        if any(
+            isinstance(made := logged.recorded.event, NodeCompleted) and made.lease_token for logged in writes.events
+        ):
+            self._places.at(BEFORE_ANSWER)
         if not self._places.wanted(BEFORE_COMMIT):
             await self._inner.write(writes)
             return
