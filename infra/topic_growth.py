@@ -37,6 +37,7 @@ GROW_LOCK = 7_304_202
 PARTITIONS_MAX = INGRESS_BASE
 IDS_AT_ONCE = 20_000
 HOLDER = "growth"
+
 Reached = Callable[[str], None]
 """Called after each phase of a growth with its name."""
 

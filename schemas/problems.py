@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 PROBLEMS_MAX: Final = 1_000
+NAMED_MAX: Final = 10
 DETAIL_MAX: Final = 500
 POINTER_MAX: Final = 500
 """Of characters: one long key above many flaws would otherwise be repeated by each of them."""
@@ -45,9 +46,9 @@ def pointer_of(*steps: str | int) -> str:
 
 
 def summary(errors: Sequence[Mapping[str, Any]]) -> str:
-    """One line on errors that have a `pointer` and a `detail`."""
-    first = f"{errors[0]['pointer'] or '/'}: {errors[0]['detail']}"
-    return f"{len(errors)} errors; the first at {first}" if len(errors) > 1 else first
+    """One line on errors that have a `pointer` and a `detail`: the first NAMED_MAX, and how many more there are."""
+    named = [f"{error['pointer'] or '/'}: {error['detail']}" for error in errors[:NAMED_MAX]]
+    return "; ".join(named) + (f"; and {len(errors) - NAMED_MAX} more" if len(errors) > NAMED_MAX else "")
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,7 @@ import pydantic_core
 from schemas import access, catalog, runtime, values
 from schemas.envelope import Malformed
 from schemas.messages import Command, Event, JsonObject
+from schemas.problems import summary
 
 COMMANDS: Mapping[str, type[Command]] = {
     command.model_fields["type"].default: command
@@ -34,8 +35,6 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 PROBLEMS_MAX = 100
-NAMED_MAX = 10
-"""So many of them are named in one line."""
 
 
 def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
@@ -44,11 +43,6 @@ def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
         {"pointer": pointer(found["loc"]), "code": found["type"], "detail": found["msg"]}
         for found in error.errors(include_url=False, include_context=False, include_input=False)[:PROBLEMS_MAX]
     )
-
-
-def _summary(errors: tuple[JsonObject, ...]) -> str:
-    named = [f"{error['pointer'] or '/'}: {error['detail']}" for error in errors[:NAMED_MAX]]
-    return "; ".join(named) + (f"; and {len(errors) - NAMED_MAX} more" if len(errors) > NAMED_MAX else "")
 
 
 def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:
@@ -65,7 +59,7 @@ def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:
         return kind.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
     except pydantic_core.ValidationError as error:
         errors = problems(error)
-        raise Invalid("invalid_body", _summary(errors), errors) from None
+        raise Invalid("invalid_body", summary(errors), errors) from None
 
 
 def decode_event(name: str, body: bytes) -> Event:
