@@ -92,7 +92,7 @@ lock: $(READY) ## Write requirements/*.txt and jars.lock anew (needs the program
 	@command -v uv >/dev/null || { echo "The program uv is needed: pip install uv" >&2; exit 2; }
 	@uv pip compile pyproject.toml --extra embedded --extra dev $(LOCK) --output-file requirements/dev.txt
 	@uv pip compile pyproject.toml --extra bench --constraint requirements/dev.txt $(LOCK) --output-file requirements/bench.txt
-	@$(PY) -m infra.embedded.jars
+	@$(PY) -m infra.local.embedded.jars
 
 clean: ## Remove the environment, caches and local data
 	@test ! -x $(BIN)/ap || $(BIN)/ap down --quiet || true

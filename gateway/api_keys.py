@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from gateway.commands import accepted, command_id_of, json_response, preference, result_of
-from gateway.identity import ACT_AS, PLATFORM
-from gateway.lists import ListOf
-from gateway.ports import Condition
-from gateway.problems import Problem
-from gateway.routing import Action, Asked, Body, CommandBody, Delete, Listing, Object, Patch, Route, Target
-from gateway.state import Gateway, new_id
+from gateway.http.commands import accepted, command_id_of, json_response, preference, result_of
+from gateway.http.identity import ACT_AS, PLATFORM
+from gateway.http.lists import ListOf
+from gateway.http.ports import Condition
+from gateway.http.problems import Problem
+from gateway.http.routing import Action, Asked, Body, CommandBody, Delete, Listing, Object, Patch, Route, Target
+from gateway.http.state import Gateway, new_id
 from projections.access import API_KEYS, ApiKey, shown_api_key
 from schemas.access import CreateApiKey, DeleteApiKey, KeyStatus, Scope, SetApiKeyStatus
 from schemas.messages import ForeignId, Name, derive, natural_id

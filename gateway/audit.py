@@ -9,9 +9,9 @@ import time
 import uuid
 from collections import deque
 
-from gateway.call import Call
-from gateway.identity import PUBLIC_TENANT
-from gateway.ports import AuditRecord, DatabaseUnavailable, Reads
+from gateway.http.call import Call
+from gateway.http.identity import PUBLIC_TENANT
+from gateway.http.ports import AuditRecord, DatabaseUnavailable, Reads
 
 log = logging.getLogger("agent_platform.audit")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from gateway.ports import AuditRecord
+from gateway.http.ports import AuditRecord
 from infra.db import Instant, TableSpec, metadata, table_spec, uuid_column
 
 AUDIT_TABLE = sa.Table(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from gateway.lists import ListOf
-from gateway.routing import CommandBody, Listing, Object, Patch, Post, Read, Route, Target
+from gateway.http.lists import ListOf
+from gateway.http.routing import CommandBody, Listing, Object, Patch, Post, Read, Route, Target
 from projections.catalog import DEFINITIONS, VERSIONS, shown_definition, shown_version
 from schemas.catalog import ChangeDefinition, CreateDefinition, CreateVersion, Kind, PublishVersion
 from schemas.messages import Code, ForeignId, Id, JsonObject, Name, Text

@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.audit_table import AUDITS
-from gateway.call import Call
-from gateway.commands import json_response
-from gateway.identity import Caller
-from gateway.lists import ListOf
-from gateway.ports import AuditRecord
-from gateway.problems import Problem, invalid_field
-from gateway.routing import PUBLIC, Ask, Listing, Route, path_id
-from gateway.state import Gateway
+from gateway.http.call import Call
+from gateway.http.commands import json_response
+from gateway.http.identity import Caller
+from gateway.http.lists import ListOf
+from gateway.http.ports import AuditRecord
+from gateway.http.problems import Problem, invalid_field
+from gateway.http.routing import PUBLIC, Ask, Listing, Route, path_id
+from gateway.http.state import Gateway
 from infra.db import instant
 from schemas.messages import JsonObject
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gateway import api_keys, catalog, platform, runtime
-from gateway.routing import Route
+from gateway.http.routing import Route
 
 ROUTES: tuple[Route, ...] = (*runtime.ROUTES, *catalog.ROUTES, *platform.ROUTES, *api_keys.ROUTES)

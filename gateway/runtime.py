@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
-from gateway.lists import ListOf
-from gateway.ports import Condition
-from gateway.progress import (
+from gateway.http.lists import ListOf
+from gateway.http.ports import Condition
+from gateway.http.progress import (
     ExecuteNextBody,
     ExecuteNodeBody,
     ExecuteRunBody,
@@ -19,7 +19,7 @@ from gateway.progress import (
     execute_run,
     worker_execute_next,
 )
-from gateway.routing import Action, CommandBody, Listing, Object, Post, Read, Route, Target
+from gateway.http.routing import Action, CommandBody, Listing, Object, Post, Read, Route, Target
 from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from projections.runtime import NODE_RUNS, RUNS, NodeRun
 from projections.runtime_shown import shown_node_run, shown_run

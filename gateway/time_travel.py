@@ -10,14 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.call import Call
-from gateway.commands import json_response
-from gateway.identity import Caller
-from gateway.lists import page_of, shown_page
-from gateway.ports import Page
-from gateway.problems import Problem, invalid_field, not_found
-from gateway.routing import Listing, Read, path_id, within_object
-from gateway.state import Gateway
+from gateway.http.call import Call
+from gateway.http.commands import json_response
+from gateway.http.identity import Caller
+from gateway.http.lists import page_of, shown_page
+from gateway.http.ports import Page
+from gateway.http.problems import Problem, invalid_field, not_found
+from gateway.http.routing import Listing, Read, path_id, within_object
+from gateway.http.state import Gateway
 from infra.db import instant
 from projections.fold import FoldRows
 from projections.runtime import RUNS

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from bus.decider import Domain, Meta, Rows
 from projections import catalog as known
 from projections.catalog import Definition, Version, shown_definition, shown_version
-from schemas import dsl
 from schemas.catalog import (
     EVENTS,
     ChangeDefinition,
@@ -22,6 +21,7 @@ from schemas.catalog import (
 )
 from schemas.messages import Command, JsonObject, Rejected, derive
 from schemas.problems import summary
+from schemas.workflow import dsl
 
 
 def version_id(message_id: str) -> str:

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import cast
 
 from bus.decider import Decision, Domain, Meta, Rows
-from handlers.evaluate import NodeError, check_size, input_problems
-from handlers.programs import Programs
-from handlers.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
+from handlers.runs.evaluate import NodeError, check_size, input_problems
+from handlers.runs.programs import Programs
+from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
 from projections.catalog import Definition, Version
 from projections.runtime import NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
-from schemas.graph import Node
 from schemas.messages import Command, JsonObject, Rejected
-from schemas.node_types import Start, canonical_type
 from schemas.problems import summary
 from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure
+from schemas.workflow.graph import Node
+from schemas.workflow.node_types import Start, canonical_type
 
 REQUEUES_MAX = 5
 

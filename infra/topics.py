@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from infra import database
+from infra.database import migrate as database
 from infra.settings import Settings, SettingsError, setting_name
 from schemas import topics
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX, TOPICS, Topic

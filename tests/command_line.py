@@ -6,7 +6,7 @@ import asyncio
 
 from typer.testing import CliRunner
 
-from infra.cli import app
+from infra.cli.app import app
 from infra.settings import Settings, setting_name
 
 SETTINGS = (

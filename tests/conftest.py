@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 from infra.settings import PREFIX
 
 

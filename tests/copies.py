@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from aiokafka import AIOKafkaProducer
 
 from bus.replay import TopicReader
-from infra import main
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
+from infra.roles.prepare import create_topics
 from infra.settings import Settings
 from schemas.envelope import Headers
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
@@ -54,7 +54,7 @@ async def database_copy(services: EmbeddedStack, settings: Settings, name: str) 
 async def topics_copy(settings: Settings, prefix: str, change: Change) -> Settings:
     """Topics of another prefix with what `change` makes of the records, in their order per partition."""
     copied = settings.model_copy(update={"topic_prefix": prefix})
-    await main.create_topics(copied)
+    await create_topics(copied)
     records = change(await all_records(settings))
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, linger_ms=5, acks="all")
     await producer.start()

@@ -15,8 +15,12 @@ import orjson
 
 from bus.producer import Producer
 from bus.worker import Worker
-from infra import lane_operations, main, topics
-from infra.embedded import EmbeddedStack
+from infra import topics
+from infra.local.embedded import EmbeddedStack
+from infra.operate import lanes as lane_operations
+from infra.roles.extras import Extras
+from infra.roles.prepare import create_topics, migrate
+from infra.roles.worker import worker
 from infra.settings import Settings, load_settings
 from schemas.catalog import CreateDefinition, CreateVersion, definition_id
 from schemas.envelope import Envelope
@@ -137,7 +141,7 @@ async def recreate(settings: Settings, topic: str) -> None:
             return name not in await admin.list_topics()
 
         await until(gone)
-    await main.create_topics(settings)
+    await create_topics(settings)
 
 
 def lasting(services: EmbeddedStack, name: str, work: Callable[[Settings], Awaitable[T]]) -> Iterator[T]:
@@ -158,20 +162,20 @@ async def prepared(services: EmbeddedStack, name: str, **changes: Any) -> AsyncI
     settings = settings_for(services, name, **changes)
     await execute(services, f'CREATE DATABASE "{name}"')
     try:
-        await main.migrate(settings)
-        await main.create_topics(settings)
+        await migrate(settings)
+        await create_topics(settings)
         yield settings
     finally:
         await execute(services, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, extras: main.Extras | None = None) -> AsyncIterator[Live]:
+async def running(settings: Settings, extras: Extras | None = None) -> AsyncIterator[Live]:
     """The platform with one worker that owns all lanes."""
     database = await asyncpg.connect(settings.database_url)
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
     try:
-        async with main.worker(settings, extras or main.Extras()) as started:
+        async with worker(settings, extras or Extras()) as started:
             live = Live(settings, database, producer, started.worker)
             live.tasks = [
                 asyncio.ensure_future(started.worker.run()),

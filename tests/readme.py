@@ -10,9 +10,9 @@ import pydantic
 import typer.main
 from typer.core import TyperGroup, TyperOption
 
-from infra.cli import app
+from infra.cli.app import app
 from schemas import registry
-from schemas.node_types import ALIASES, NODE_TYPES, NodeConfig
+from schemas.workflow.node_types import ALIASES, NODE_TYPES, NodeConfig
 
 README = Path(__file__).parent.parent / "README.md"
 

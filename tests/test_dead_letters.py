@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from bus import dead_letters
 from bus.dead_letters import Letter, NotRetriable, again
-from infra.embedded import EmbeddedStack
-from infra.verify import verify
+from infra.history.verify import verify
+from infra.local.embedded import EmbeddedStack
 from schemas.envelope import Envelope
 from schemas.messages import derive, natural_id
 from schemas.runtime import ContinueRun, CreateRun, ExecuteRun

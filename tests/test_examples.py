@@ -15,8 +15,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from infra import demo
-from infra.embedded import EmbeddedStack
+from infra.local import demo
+from infra.local.embedded import EmbeddedStack
 from schemas.runtime import RUN_ENDED
 from tests.gateway.test_server import gateway
 from tests.live import prepared, running, until

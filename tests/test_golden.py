@@ -9,10 +9,10 @@ import orjson
 import pydantic
 import pytest
 
-from infra import json_schema
+from infra.cli import json_schema
 from schemas import registry
-from schemas.dsl import parse
 from schemas.envelope import decode_headers
+from schemas.workflow.dsl import parse
 from tests.golden import canonical
 from tests.golden.files import ENVELOPES, MESSAGES, SENT, message_files, path_of, read
 from tests.schemas.workflows import A, edge, graph, node

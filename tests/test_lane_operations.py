@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from bus.lanes import INGRESS_BASE
-from infra import lane_operations
-from infra.embedded import EmbeddedStack
-from infra.lane_operations import LaneRefused, Standing, lane_id
+from infra.history.verify import Report, verify
+from infra.local.embedded import EmbeddedStack
+from infra.operate import lanes as lane_operations
+from infra.operate.lanes import LaneRefused, Standing, lane_id
 from infra.settings import Settings
-from infra.verify import Report, verify
 from schemas.catalog import CreateDefinition, definition_id
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, partition_of

@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer
 
-from infra.embedded import EmbeddedStack
-from infra.publish import Publication, database_time, outcomes, publish
-from infra.verify import verify
+from infra.history.verify import verify
+from infra.local.embedded import EmbeddedStack
+from infra.operate.publish import Publication, database_time, outcomes, publish
 from schemas.envelope import Headers
 from tests.command_line import ap
 from tests.live import Live, prepared, running

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bus.producer import Encoded, Producer
 from bus.store import Out, SendFailed
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 TOPIC = "things"

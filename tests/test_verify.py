@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from bus.decider import Recorded
-from infra.embedded import EmbeddedStack
-from infra.rebuild.folding import EVOLVE
+from infra.history.rebuild.folding import EVOLVE
+from infra.history.verify import INVARIANTS, Report, verify
+from infra.history.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
+from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
-from infra.verify import INVARIANTS, Report, verify
-from infra.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
 from schemas import registry
 from schemas import runtime as wire
 from schemas.envelope import Envelope

@@ -34,8 +34,8 @@ from pydantic_monty import (
 from pydantic_monty._binary import find_monty_binary
 
 from handlers.steps.port import StepCall, StepFailed, StepResult
-from schemas.node_types import Code
 from schemas.problems import Problems, is_storable, printable, scrub
+from schemas.workflow.node_types import Code
 
 CODE_BYTES_MAX: Final = 65_536
 RESULT_BYTES_MAX: Final = 1_048_576

@@ -15,10 +15,10 @@ from handlers.steps.pool import Result, StepPool
 from projections.runtime import NodeRun
 from schemas import registry
 from schemas.envelope import Envelope
-from schemas.graph import Program
 from schemas.messages import Command, derive
 from schemas.runtime import ExpireLease
 from schemas.topics import COMMANDS, partition_of
+from schemas.workflow.graph import Program
 
 log = logging.getLogger("agent_platform.steps")
 

@@ -11,7 +11,7 @@ from bus.lanes import Lane
 from bus.producer import Producer
 from bus.store import Out, Unavailable
 from bus.worker import Worker
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from handlers.steps.executor import DATABASE_ERRORS
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Held, Result, StepPool

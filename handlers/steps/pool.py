@@ -17,11 +17,11 @@ from handlers.steps.port import Performers, StepCall, StepFailed
 from infra.db import changed
 from projections.runtime import LEASED, UNLISTED, NodeRun
 from schemas.envelope import Envelope
-from schemas.graph import Node
 from schemas.messages import JsonObject, derive, storable
 from schemas.problems import printable
 from schemas.runtime import VALUE_BYTES_MAX, CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS
+from schemas.workflow.graph import Node
 
 log = logging.getLogger("agent_platform.steps")
 

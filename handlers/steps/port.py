@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from schemas.messages import JsonObject
-from schemas.node_types import NodeConfig
+from schemas.workflow.node_types import NodeConfig
 
 
 class StepCall(NamedTuple):

@@ -16,7 +16,7 @@ from infra.bench.measure import OURS, Result, Series, System, Values, measure
 from infra.bench.platform import Platform, started
 from infra.bench.processes import CpuSpent
 from infra.bench.profiler import Profiler
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
 
 Say = Callable[[str], None]

@@ -19,8 +19,8 @@ from infra.bench.platform import TENANT, BenchFailed, Chain, Platform
 from infra.bench.processes import Kinds
 from infra.bench.role import NOOP
 from infra.bench.workloads import NODES
-from infra.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, stop_child
-from infra.stack import answers_ready
+from infra.local.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, stop_child
+from infra.local.supervisor import answers_ready
 
 READY_SECONDS_MAX = 30.0
 UNLIMITED = 10_000_000

@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-from infra.embedded.jars import read_lock
-from infra.embedded.postgres import program
-from infra.embedded.processes import run_tool
+from infra.local.embedded.jars import read_lock
+from infra.local.embedded.postgres import program
+from infra.local.embedded.processes import run_tool
 
 PACKAGES = ("aiokafka", "asyncpg", "uvloop")
 

@@ -16,8 +16,8 @@ import orjson
 from infra.bench.load import Load, Measured
 from infra.bench.platform import BenchFailed
 from infra.bench.processes import Kinds
-from infra.embedded import EmbeddedStack
-from infra.embedded.processes import log_tail
+from infra.local.embedded import EmbeddedStack
+from infra.local.embedded.processes import log_tail
 
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0

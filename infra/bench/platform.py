@@ -19,15 +19,15 @@ from pydantic import SecretStr
 
 from bus.producer import Producer
 from bus.store import Out
-from infra import main
 from infra.bench.ends import Ends
 from infra.bench.load import Load, Measured, closed_loop
 from infra.bench.measure import OURS
 from infra.bench.processes import Kinds
 from infra.bench.role import NOOP
-from infra.embedded import EmbeddedStack
-from infra.embedded.processes import KILL, STOP_GENTLY, log_tail, spawn, stop_child
-from infra.embedded.state import Role
+from infra.local.embedded import EmbeddedStack
+from infra.local.embedded.processes import KILL, STOP_GENTLY, log_tail, spawn, stop_child
+from infra.local.embedded.state import Role
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings, setting_name
 from schemas.catalog import CreateDefinition, definition_id
 from schemas.envelope import Envelope
@@ -282,8 +282,8 @@ async def _until_there(connection: asyncpg.Connection, definition: str) -> None:
 @contextlib.asynccontextmanager
 async def started(stack: EmbeddedStack, settings: Settings) -> AsyncIterator[Platform]:
     """The system without workers, migrated; leave the block to stop what it started."""
-    await main.migrate(settings)
-    await main.create_topics(settings)
+    await migrate(settings)
+    await create_topics(settings)
     platform = Platform(stack, settings)
     await platform.start()
     watching = asyncio.create_task(platform.watch())

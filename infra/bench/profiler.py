@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 
 from infra.bench.peers import find_program
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 
 SAMPLES_PER_SECOND = 250
 FUNCTIONS_SHOWN = 30

@@ -12,8 +12,8 @@ from infra.bench.measure import accounted, cpu
 from infra.bench.platform import BenchFailed, Chain, Platform
 from infra.bench.role import NOOP
 from infra.bench.workloads import NODES
-from infra.rebuild import RebuildReport
-from infra.rebuild import rebuild as rebuilt
+from infra.history.rebuild import RebuildReport
+from infra.history.rebuild import rebuild as rebuilt
 
 EVENTS_A_RUN_MIN = 12
 LOADS = (("compared with the tables", ""), ("into other tables", "bench_rebuilt"))

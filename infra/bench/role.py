@@ -9,9 +9,11 @@ from typing import ClassVar
 import uvloop
 
 from handlers.steps.port import StepCall, StepResult
-from infra import main
+from infra.roles.extras import Extras
+from infra.roles.gateway import run_gateway
+from infra.roles.worker import run_worker
 from infra.settings import load_settings
-from schemas.node_types import NodeConfig, NodeKind
+from schemas.workflow.node_types import NodeConfig, NodeKind
 
 NOOP = "noop"
 RESULT = StepResult({"ok": True})
@@ -28,16 +30,16 @@ async def do_nothing(call: StepCall) -> StepResult:
     return RESULT
 
 
-EXTRAS = main.Extras(node_types={NOOP: Noop}, performers={NOOP: do_nothing})
+EXTRAS = Extras(node_types={NOOP: Noop}, performers={NOOP: do_nothing})
 
 
 async def run(role: str) -> None:
     settings = load_settings()
     match role:
         case "worker":
-            await main.run_worker(settings, EXTRAS)
+            await run_worker(settings, EXTRAS)
         case "gateway":
-            await main.run_gateway(settings)
+            await run_gateway(settings)
         case _:
             raise SystemExit(f"there is no role {role!r}")
 

@@ -11,8 +11,8 @@ from infra.bench.catalogue import PEERS
 from infra.bench.peers import Peer, find_program
 from infra.bench.platform import BenchFailed, started
 from infra.bench.profiler import Profiler, Statements
-from infra.embedded import EmbeddedStack
-from infra.embedded.processes import run_tool
+from infra.local.embedded import EmbeddedStack
+from infra.local.embedded.processes import run_tool
 from infra.settings import Settings
 
 BY_NAME: Mapping[str, Callable[[Bench], Awaitable[None]]] = {

@@ -6,7 +6,7 @@ import asyncpg
 
 from infra.bench.platform import BenchFailed, Platform
 from infra.bench.workloads import NODES
-from infra.schema import metadata
+from infra.database.tables import metadata
 
 COPIED_RUNS_MAX = 500
 AGE_SECONDS_MAX = 86_400

@@ -17,9 +17,9 @@ from infra.chaos.faults import NobodyThere, Victim, is_stopped
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_ANSWER, BEFORE_REPLY, BEFORE_SEND
 from infra.chaos.scene import Conclusion, Scene, scene
-from infra.embedded.processes import is_alive
+from infra.local.embedded.processes import is_alive
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 from schemas.envelope import Envelope
 from schemas.messages import derive
 from schemas.runtime import CompleteNode

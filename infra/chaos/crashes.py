@@ -23,30 +23,30 @@ from bus.store import Out, SendFailed, Unavailable, Unknown, Writes
 from bus.worker import DatabaseClock
 from handlers import catalog
 from handlers.ingress import IngressRules
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
 from handlers.steps.executor import Sweeper
 from handlers.steps.leases import Leases
 from handlers.steps.port import StepCall
-from infra import main
 from infra.chaos.book import Book
 from infra.chaos.judge import Asked, Verdict, heal, judge
 from infra.chaos.lane_reader import LaneReader
 from infra.chaos.load import Load
 from infra.chaos.places import InterruptedStore
 from infra.chaos.workload import TENANTS, WORKFLOWS, Job, job
-from infra.schema import PROJECTIONS
+from infra.database.tables import PROJECTIONS
+from infra.history.verify import verify
+from infra.local.supervisor import Say
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
-from infra.stack import Say
-from infra.verify import verify
 from projections.catalog import Version
 from projections.runtime import NodeRun
 from schemas import catalog as catalog_wire
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive, natural_id
-from schemas.node_types import NodeConfig
 from schemas.runtime import CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS, partition_of
+from schemas.workflow.node_types import NodeConfig
 
 LEASE_SECONDS = 1.0
 CHANCE = 0.06
@@ -128,8 +128,8 @@ async def crash_test(settings: Settings, *, crashes: int, seed: int, say: Say) -
     })  # fmt: skip
     await _execute(settings.required_database_url, f'CREATE DATABASE "{name}"')
     try:
-        await main.migrate(own)
-        await main.create_topics(own)
+        await migrate(own)
+        await create_topics(own)
         return await _crashed(own, crashes, seed, say)
     finally:
         await _execute(settings.required_database_url, f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -9,8 +9,8 @@ from random import Random
 from typing import Any
 
 from infra.chaos.places import What, wish
-from infra.embedded.processes import Identity, is_alive, signal_process, write_atomically
-from infra.embedded.state import Role, Started, read_state
+from infra.local.embedded.processes import Identity, is_alive, signal_process, write_atomically
+from infra.local.embedded.state import Role, Started, read_state
 
 
 class NobodyThere(Exception):

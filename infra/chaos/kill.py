@@ -18,8 +18,8 @@ from infra.chaos.faults import NobodyThere, Victim
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.scene import Conclusion, Scene, scene
 from infra.chaos.workload import VIAS
+from infra.local.supervisor import RoleName, Say
 from infra.settings import Settings
-from infra.stack import RoleName, Say
 
 VICTIMS = ("worker-0", "worker-1", "executor-0", "gateway-0")
 TARGET_SECONDS = 4.0

@@ -21,11 +21,11 @@ from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_COMMIT, BEFORE_REPLY, BEFORE_SEND, BEFORE_WRITE, WORKER_PLACES
 from infra.chaos.proxy import Proxy
 from infra.chaos.scene import PROGRESS_SECONDS_MIN, Conclusion, Scene, scene
-from infra.embedded.processes import KILL, STOP_GENTLY
-from infra.embedded.state import Role
-from infra.rebuild import rebuild
+from infra.history.rebuild import rebuild
+from infra.local.embedded.processes import KILL, STOP_GENTLY
+from infra.local.embedded.state import Role
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 
 WORKERS = 2
 WORKERS_MAX = 4

@@ -7,10 +7,13 @@ import os
 import sys
 
 from handlers.steps.port import StepCall, StepFailed, StepResult
-from infra import main
 from infra.chaos.book import Book
 from infra.chaos.disarmed import OFF_VARIABLE, Disarmed
 from infra.chaos.places import PlacedBus, PlacedLog, PlacedStore, Places
+from infra.roles.executor import run_executor
+from infra.roles.extras import Extras
+from infra.roles.gateway import run_gateway
+from infra.roles.worker import run_worker
 from infra.settings import Settings, load_settings
 
 STEPS_AT_ONCE = 6
@@ -38,10 +41,10 @@ class Effects:
         return StepResult({"effect": call.node_run_id, "attempt": call.attempt, "owner": owner})
 
 
-def extras(settings: Settings) -> main.Extras:
+def extras(settings: Settings) -> Extras:
     places = Places(settings.data_dir)
     disarmed = Disarmed.of(os.environ.get(OFF_VARIABLE, ""), settings)
-    return main.Extras(
+    return Extras(
         performers={"tool": Effects(Book(settings.data_dir)).perform},
         store=lambda store: PlacedStore(disarmed.store(store), places),
         log=lambda log: PlacedLog(disarmed.log(log), places),
@@ -55,11 +58,11 @@ async def run(role: str) -> None:
     match role:
         case "worker":
             few = settings.model_copy(update={"step_concurrency": STEPS_AT_ONCE})
-            await main.run_worker(few, extras(settings))
+            await run_worker(few, extras(settings))
         case "executor":
-            await main.run_executor(settings, extras(settings))
+            await run_executor(settings, extras(settings))
         case "gateway":
-            await main.run_gateway(settings, extras(settings))
+            await run_gateway(settings, extras(settings))
         case _:
             raise SystemExit(f"there is no role {role!r}")
 

@@ -14,9 +14,9 @@ from infra.chaos.faults import NobodyThere, Victim
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.scene import Conclusion, Scene, scene
 from infra.chaos.workload import LONG_SECONDS
-from infra.embedded.processes import free_port, is_alive, signal_process
+from infra.local.embedded.processes import free_port, is_alive, signal_process
+from infra.local.supervisor import Say, answers_ready
 from infra.settings import Settings, setting_name
-from infra.stack import Say, answers_ready
 
 PATIENCE_SECONDS = 90.0
 RUNS_PER_SECOND = 10

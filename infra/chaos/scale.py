@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from infra import main
 from infra.chaos.roles import STEPS_AT_ONCE, extras
-from infra.embedded.processes import spawn, stop_child
-from infra.embedded.state import read_state
+from infra.local.embedded.processes import spawn, stop_child
+from infra.local.embedded.state import read_state
+from infra.roles.worker import worker
 from infra.settings import Settings, load_settings, setting_name
 
 if TYPE_CHECKING:
     from infra.chaos.scene import Conclusion, Scene
-    from infra.stack import Say
+    from infra.local.supervisor import Say
 
 MEMBERS = 16
 HOSTS = 2
@@ -272,7 +272,7 @@ class Host:
         task.add_done_callback(self._leaving.discard)
 
     async def _member(self, leave: asyncio.Event) -> None:
-        async with main.worker(self._settings, extras(self._settings)) as running:
+        async with worker(self._settings, extras(self._settings)) as running:
             work = [asyncio.ensure_future(running.worker.run())]
             work += [asyncio.ensure_future(duty.run()) for duty in running.duties]
             self._note("joined")

@@ -22,12 +22,12 @@ from infra.chaos.judge import HEAL_SECONDS_MAX, Asked, Verdict, heal, judge
 from infra.chaos.load import Load
 from infra.chaos.proxy import Proxy
 from infra.chaos.workload import VIAS
-from infra.embedded.failures import StackError
-from infra.embedded.processes import free_port
-from infra.rebuild import rebuild
+from infra.history.rebuild import rebuild
+from infra.history.verify import Report, verify
+from infra.local.embedded.failures import StackError
+from infra.local.embedded.processes import free_port
+from infra.local.supervisor import Say, Supervisor
 from infra.settings import Settings
-from infra.stack import Say, Supervisor
-from infra.verify import Report, verify
 
 EXAMPLES_MAX = 20
 GIVEN_UP_SHARE_MAX = 0.02

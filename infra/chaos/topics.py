@@ -11,10 +11,11 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bus.worker import GROUP
-from infra import lane_operations, topics
+from infra import topics
 from infra.chaos.scene import Conclusion, Scene, scene
+from infra.local.supervisor import RoleName, Say
+from infra.operate import lanes as lane_operations
 from infra.settings import Settings
-from infra.stack import RoleName, Say
 from schemas.topics import COMMANDS, EVENTS, INGRESS
 
 RUNS, SECONDS = 60, 6.0

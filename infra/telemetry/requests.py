@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from gateway.call import Call
+from gateway.http.call import Call
 from infra.telemetry.metrics import SHORT_SECONDS, Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

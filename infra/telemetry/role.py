@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import asyncpg
 
 from bus.telemetry import SILENT, Batch, Span, Step, Telemetry
-from gateway.call import Call
-from gateway.telemetry import RequestSpan, RequestTelemetry
+from gateway.http.call import Call
+from gateway.http.telemetry import RequestSpan, RequestTelemetry
 from infra.settings import Settings
 from infra.telemetry.metrics import BusMetrics, Metrics, WaitingMetrics
 from infra.telemetry.serving import nothing, serving
@@ -105,7 +105,7 @@ class Waiting:
         """Given by the role once it has one; until then nobody is asked."""
 
     async def look(self) -> None:
-        from infra.waiting import waiting
+        from infra.database.waiting import waiting
 
         async with self._looking:
             if self.pool is None or time.monotonic() - self._looked < LOOK_SECONDS_MIN:

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from bus.telemetry import Batch, Span, Step
-from gateway.call import Call
+from gateway.http.call import Call
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS
 

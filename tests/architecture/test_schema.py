@@ -12,9 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from infra import database
-from infra.embedded import EmbeddedStack
-from infra.schema import OPERATIONAL, PROJECTIONS, TENANT_TABLES, metadata
+from infra.database import migrate as database
+from infra.database.tables import OPERATIONAL, PROJECTIONS, TENANT_TABLES, metadata
+from infra.local.embedded import EmbeddedStack
 from infra.settings import load_settings
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark computes from what it saw: percentiles, spreads, CPU time, tables, plots."""
+"""What the benchmark computes from what it saw: percentiles, spreads, CPU time, tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from xml.etree import ElementTree
 
 import orjson
 import pytest
 
-from infra.bench import plots, profiler, report
+from infra.bench import profiler, report
 from infra.bench.backlog import edges
 from infra.bench.bench import Options, Report
 from infra.bench.load import Load, closed_loop, percentile
@@ -213,33 +212,6 @@ class TestBacklog:
             "after a fifth MiB": 110.0,
             "most MiB": 150.0,
         }
-
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawn(results: list[Result]) -> ElementTree.Element:
-    report = Report(MACHINE, Options(against=["dbos"]), {"dbos": "3.4.0"}, results)
-    return ElementTree.fromstring(plots.svg(report))  # noqa: S314  # We have just drawn it.
-
-
-def test_the_plot_has_a_bar_for_each_system_and_load() -> None:
-    assert len(drawn(RESULTS).findall(f".//{SVG}g/{SVG}rect")) == 4
-    assert any("a <fast> one" in (text.text or "") for text in drawn(RESULTS).findall(f"{SVG}text"))
-
-
-def test_the_plot_has_a_bar_for_what_a_step_costs_at_each_size() -> None:
-    values = {"worker µs/step": 100.0, "postgres µs/step": 50.0}
-    results = [Result("stored", load, OURS, values) for load in ("0 stored", "1 000 000 stored")]
-    assert [text.text for text in drawn(results).findall(f".//{SVG}g/{SVG}text")] == [
-        "0 stored", "150", "1 000 000 stored", "150",
-    ]  # fmt: skip
-
-
-def test_the_plot_has_a_curve_for_what_was_sampled() -> None:
-    series = {"s": [0.0, 1.0], "worker MiB": [100.0, 120.0], "node runs": [0.0, 50.0]}
-    curves = drawn([Result("backlog", "25 runs queued", OURS, {}, 0, series)]).findall(f".//{SVG}polyline")
-    assert [len(curve.attrib["points"].split()) for curve in curves] == [2, 2]
 
 
 def test_what_a_peer_needs_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from infra.bench.load import Load
 from infra.bench.platform import BenchFailed, Chain, started
 from infra.bench.role import NOOP
 from infra.bench.runner import BY_NAME, missing
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 from tests.live import settings_for
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 from tests.contract import stores
 from tests.contract.stores import Backend
 

@@ -15,10 +15,10 @@ import asyncpg
 from bus.decider import Recorded
 from bus.postgres import PostgresStore, connect
 from bus.store import Advance, Claimed, DeadLetter, Logged, Out, Store, Timer, Writes
-from infra.database import migrate
+from infra.database.migrate import migrate
+from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
-from infra.embedded import EmbeddedStack
-from infra.schema import PROJECTIONS
+from infra.local.embedded import EmbeddedStack
 from schemas.access import ApiKeyStatusChanged
 from schemas.messages import Event
 from tests.simulation.memory import MemoryDatabase, MemoryStore

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.local.supervisor import Say
 from infra.settings import Settings, load_settings
-from infra.stack import Say
 
 HERE = Path(__file__).parent
 LONG = bool(os.environ.get("AP_CHAOS"))

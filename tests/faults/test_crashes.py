@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.chaos.crashes import POINTS, crash_test
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
+from infra.local.supervisor import Say
 from infra.settings import load_settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 
 CRASHES = 1_000 if LONG else 100

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from infra.chaos.scene import scene
-from infra.embedded.failures import StackError
-from infra.embedded.processes import Identity, is_alive
+from infra.local.embedded.failures import StackError
+from infra.local.embedded.processes import Identity, is_alive
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 
 SCENARIO_SECONDS = 120
 

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from infra.chaos.kill import VICTIMS, KillReport, Plan, kill_test
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import uuid
 
-from infra import lane_operations
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
+from infra.operate import lanes as lane_operations
 from schemas.catalog import CreateDefinition
 from schemas.topics import COMMANDS
 from tests.live import Live, prepared, recreate, running, until

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 
 from infra.chaos.scene import Scene, scene
-from infra.embedded import EmbeddedStack, embedded_stack
+from infra.local.embedded import EmbeddedStack, embedded_stack
+from infra.local.supervisor import Say
 from infra.settings import load_settings
-from infra.stack import Say
 from tests.faults.waiting import until
 
 RUNS, SECONDS = 60, 10.0

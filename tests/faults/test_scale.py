@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 
 from infra.chaos.scale import MEMBERS, scale_test
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 
 SECONDS = 120.0 if LONG else 20.0

@@ -11,8 +11,8 @@ from infra.chaos.control import ARMS, control_test
 from infra.chaos.mix import mix_test
 from infra.chaos.rolling import rolling_test
 from infra.chaos.topics import topics_test
+from infra.local.supervisor import Say
 from infra.settings import Settings, load_settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 
 long = pytest.mark.skipif(not LONG, reason="takes minutes")

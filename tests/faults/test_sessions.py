@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 
 from bus.postgres import PostgresStore
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 
 
 async def test_a_session_that_ends_between_its_commit_and_its_return_to_the_pool_spoils_nothing(

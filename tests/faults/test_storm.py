@@ -6,8 +6,8 @@ import asyncio
 from random import Random
 
 from infra.chaos.scene import Scene, scene
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 from tests.faults.damage import undetected
 

@@ -11,8 +11,8 @@ from infra.chaos.book import effects
 from infra.chaos.faults import Victim, is_stopped
 from infra.chaos.places import BEFORE_COMMIT, BEFORE_SEND
 from infra.chaos.scene import Scene, scene
+from infra.local.supervisor import Say
 from infra.settings import Settings
-from infra.stack import Say
 from tests.faults.conftest import LONG
 from tests.faults.waiting import until
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway.state import Gateway
+from gateway.http.state import Gateway
 from infra.settings import Settings
 from tests.gateway.world import World, client_of, gateway_over
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from gateway.audit import BATCH_RECORDS_MAX
-from gateway.ports import DatabaseUnavailable
-from gateway.state import Gateway
+from gateway.http.ports import DatabaseUnavailable
+from gateway.http.state import Gateway
 from tests.gateway.world import World
 
 

@@ -7,8 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.ports import Outcome
-from gateway.state import Gateway
+from gateway.http.ports import Outcome
+from gateway.http.state import Gateway
 from infra.settings import Settings
 from schemas.messages import UUID_PATTERN, natural_id
 from schemas.topics import partition_of

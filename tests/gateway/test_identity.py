@@ -15,12 +15,12 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message
 
 from gateway.api_keys import BOOTSTRAP_KEY_ID
-from gateway.app import create_app
-from gateway.examples import REQUESTS
+from gateway.http.app import create_app
+from gateway.http.examples import REQUESTS
+from gateway.http.routing import PUBLIC, PUBLIC_PATHS, Action, Ask, Write, check_permissions
+from gateway.http.state import Gateway
 from gateway.platform import ready
 from gateway.routes import ROUTES
-from gateway.routing import PUBLIC, PUBLIC_PATHS, Action, Ask, Write, check_permissions
-from gateway.state import Gateway
 from infra.settings import Settings
 from projections.access import ApiKey
 from tests.gateway.test_workflows import GREET

@@ -12,15 +12,15 @@ import orjson
 import pytest
 
 from gateway.audit_table import AUDITS
+from gateway.http.ports import AuditRecord, DatabaseUnavailable, Page
+from gateway.http.postgres import Postgres, page_sql
+from gateway.http.routing import Listing
 from gateway.platform import AUDIT_LIST
-from gateway.ports import AuditRecord, DatabaseUnavailable, Page
-from gateway.postgres import Postgres, page_sql
 from gateway.routes import ROUTES
-from gateway.routing import Listing
 from gateway.runtime import NODE_RUN_LIST
-from infra import database
+from infra.database import migrate as database
 from infra.db import TableSpec
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 from outbox.tables import OUTCOME
 from projections.access import API_KEYS, ApiKey
 from projections.catalog import DEFINITIONS, Definition

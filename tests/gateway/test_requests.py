@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from gateway.app import create_app
-from gateway.examples import ANSWERS
+from gateway.http.app import create_app
+from gateway.http.examples import ANSWERS
+from gateway.http.routing import Listing
+from gateway.http.state import Gateway
 from gateway.routes import ROUTES
-from gateway.routing import Listing
-from gateway.state import Gateway
 from infra.settings import Settings
 from tests.gateway.test_workflows import GREET
 from tests.gateway.world import World

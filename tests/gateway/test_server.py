@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from bus.producer import Producer
-from gateway.server import listen, serve
-from infra import main as roles
-from infra.embedded import EmbeddedStack
+from gateway.http.server import listen, serve
+from infra.local.embedded import EmbeddedStack
+from infra.roles import worker as worker_role
+from infra.roles.extras import Extras
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
 from tests.gateway.test_workflows import GREET
 
@@ -69,7 +71,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
 
 @contextlib.asynccontextmanager
 async def worker(settings: Settings) -> AsyncIterator[None]:
-    async with roles.worker(settings, roles.Extras()) as running:
+    async with worker_role.worker(settings, Extras()) as running:
         tasks = [asyncio.create_task(running.worker.run())]
         tasks.extend(asyncio.create_task(duty.run()) for duty in running.duties)
         try:
@@ -100,8 +102,8 @@ async def settings(services: EmbeddedStack) -> AsyncIterator[Settings]:
         dead_letters_partitions=1,
         gateway_instance=1,
     )
-    await roles.migrate(settings)
-    await roles.create_topics(settings)
+    await migrate(settings)
+    await create_topics(settings)
     try:
         yield settings
     finally:

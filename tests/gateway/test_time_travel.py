@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from bus.decider import Recorded
-from gateway.postgres import Postgres
-from infra import database
-from infra.embedded import EmbeddedStack
+from gateway.http.postgres import Postgres
+from infra.database import migrate as database
+from infra.local.embedded import EmbeddedStack
 from schemas.runtime import RunCreated
 from tests.gateway.test_runtime import CHAIN, started, workflow
 from tests.gateway.test_workflows import RANDOM

@@ -14,14 +14,14 @@ import orjson
 
 from bus.decider import After, Domain, Meta, Recorded
 from bus.producer import BusUnavailable
-from gateway.app import create_app
 from gateway.audit import AuditLog
-from gateway.identity import Keys
-from gateway.in_flight import InFlight
-from gateway.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
-from gateway.state import Gateway
+from gateway.http.app import create_app
+from gateway.http.identity import Keys
+from gateway.http.in_flight import InFlight
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
+from gateway.http.state import Gateway
 from handlers import access, catalog
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
 from infra.db import TableSpec
 from infra.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from infra.json_schema import message_schema
+from infra.cli.json_schema import message_schema
 from schemas.messages import JsonObject, Message
 
 ID = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"

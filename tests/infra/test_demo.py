@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from infra.demo import DemoFailed, check_runs, read_tickets
+from infra.local.demo import DemoFailed, check_runs, read_tickets
 
 TICKETS = read_tickets(50)
 Row = dict[str, Any]

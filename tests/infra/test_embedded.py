@@ -15,17 +15,17 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from infra.embedded import EmbeddedStack, StackError
-from infra.embedded.postgres import Postgres
-from infra.embedded.processes import identify, is_alive
-from infra.embedded.state import State, read_state
+from infra.local.embedded import EmbeddedStack, StackError
+from infra.local.embedded.postgres import Postgres
+from infra.local.embedded.processes import identify, is_alive
+from infra.local.embedded.state import State, read_state
 
 pytestmark = pytest.mark.services
 
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
 
 async def main():
     async with EmbeddedStack(Path(sys.argv[1]), with_kafka=sys.argv[2] == "kafka"):
@@ -106,7 +106,9 @@ async def test_kill_9_of_the_owner_leaves_nothing_behind(tmp_path: Path) -> None
 async def test_leftovers_of_an_owner_and_its_guard_are_stopped_by_the_next(tmp_path: Path) -> None:
     owner = start_owner(tmp_path, "no kafka")
     state = state_of(tmp_path)
-    guards = [child for child in psutil.Process(owner.pid).children() if "infra.embedded.guard" in child.cmdline()]
+    guards = [
+        child for child in psutil.Process(owner.pid).children() if "infra.local.embedded.guard" in child.cmdline()
+    ]
     assert len(guards) == 1
     guards[0].kill()
     owner.kill()

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.postgres import LOOKUP_ROLE, READ_ROLE
-from infra import main, status
-from infra.embedded import EmbeddedStack
+from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE
+from infra.history.verify import verify
+from infra.local.embedded import EmbeddedStack
+from infra.operate import status
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
-from infra.verify import verify
 from schemas.catalog import CreateDefinition
 from tests.live import execute, running, settings_for
 
@@ -32,8 +33,8 @@ async def settings(services: EmbeddedStack) -> AsyncIterator[Settings]:
     address = base.required_database_url.rpartition("@")[2]
     made = base.model_copy(update={"database_url": f"postgresql://{name}:known@{address}"})
     try:
-        await main.migrate(made)
-        await main.create_topics(made)
+        await migrate(made)
+        await create_topics(made)
         yield made
     finally:
         await execute(services, f"DROP DATABASE {name} WITH (FORCE)")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.embedded.failures import StackError
-from infra.embedded.jars import locked_jars, read_lock
-from infra.embedded.java import find_java, java_major
-from infra.embedded.processes import (
+from infra.local.embedded.failures import StackError
+from infra.local.embedded.jars import locked_jars, read_lock
+from infra.local.embedded.java import find_java, java_major
+from infra.local.embedded.processes import (
     Identity,
     free_port,
     identify,

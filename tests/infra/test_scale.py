@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from infra import lane_operations
-from infra.cli_scale import ask_to_scale, parse_counts, report, warning
-from infra.embedded import EmbeddedStack
-from infra.embedded.failures import StackError
-from infra.embedded.processes import is_alive
-from infra.embedded.state import DataFolder, Scaled, Wish, read_wish, write_wish
+from infra.cli.scale import ask_to_scale, parse_counts, report, warning
+from infra.local.embedded import EmbeddedStack
+from infra.local.embedded.failures import StackError
+from infra.local.embedded.processes import is_alive
+from infra.local.embedded.state import DataFolder, Scaled, Wish, read_wish, write_wish
+from infra.operate import lanes as lane_operations
+from infra.operate.topic_growth import grow
 from infra.settings import SettingsError
-from infra.topic_growth import grow
 from schemas.topics import INGRESS
 from tests.infra.test_stack import Running, until
 from tests.live import prepared

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.embedded.processes import Identity, identify, is_alive
+from infra.local.embedded.processes import Identity, identify, is_alive
 
 pytestmark = pytest.mark.services
 

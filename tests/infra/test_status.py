@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.operate.status import LaneStatus, NoAnswer, Sample, document, judged, lines, look, standing_still
 from infra.settings import load_settings
-from infra.status import LaneStatus, NoAnswer, Sample, document, judged, lines, look, standing_still
 
 IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, position=7, sent=7, stopped="")
 BEHIND = replace(IDLE_LANE, end_offset=15)

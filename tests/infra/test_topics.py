@@ -15,13 +15,15 @@ import pytest
 from bus.replay import TopicReader
 from bus.store import Log, Out
 from handlers.steps.port import StepCall, StepResult
-from infra import main, topics
-from infra.embedded import EmbeddedStack
-from infra.publish import Publication, publish
+from infra import topics
+from infra.history.verify import verify
+from infra.local.embedded import EmbeddedStack
+from infra.operate.publish import Publication, publish
+from infra.operate.topic_growth import Grown, GrowthRefused, grow, listed
+from infra.roles.extras import Extras
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
-from infra.topic_growth import Grown, GrowthRefused, grow, listed
 from infra.topics import TopicMismatch
-from infra.verify import verify
 from schemas.catalog import ChangeDefinition, CreateDefinition, definition_id
 from schemas.envelope import Envelope
 from schemas.messages import JsonObject
@@ -76,12 +78,12 @@ class World:
     names: Counter[str] = field(default_factory=Counter)
 
     @property
-    def extras(self) -> main.Extras:
+    def extras(self) -> Extras:
         def lossy(log: Log) -> Log:
             self.logs.append(Lossy(log))
             return self.logs[-1]
 
-        return main.Extras(performers={"tool": self._perform}, log=lossy)
+        return Extras(performers={"tool": self._perform}, log=lossy)
 
     async def _perform(self, call: StepCall) -> StepResult:
         self.effects[call.node_run_id] += 1
@@ -224,8 +226,8 @@ async def test_roles_take_the_recorded_number_and_refuse_another_that_was_set(wo
     unset = world.settings.model_copy()
     unset.model_fields_set.discard("commands_partitions")
     assert (await topics.check(unset)).commands_partitions == 5
-    await main.migrate(unset)
-    await main.create_topics(unset)
+    await migrate(unset)
+    await create_topics(unset)
     assert {each.topic: each.recorded for each in await listed(unset)}[COMMANDS] == 5, "and no start adds lanes"
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from rich.console import Console, Group
 
-from infra.status import LaneStatus, Sample
-from infra.waiting import Units
-from infra.watch import body, rates, seconds
+from infra.database.waiting import Units
+from infra.local.watch import body, rates, seconds
+from infra.operate.status import LaneStatus, Sample
 
 LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, position=7, sent=7, stopped="")
 SEEN = Sample(lanes=(LANE, replace(LANE, id=4, partition=4)), workers=("worker-1",), at=100.0)

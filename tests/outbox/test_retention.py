@@ -7,8 +7,8 @@ import uuid
 import asyncpg
 import pytest
 
-from infra import main
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
+from infra.roles.prepare import migrate
 from outbox.retention import INBOX_SECONDS, OUTCOME_SECONDS, forget_old
 from tests.live import settings_for
 
@@ -18,7 +18,7 @@ DAY = 86_400
 @pytest.mark.services
 async def test_only_what_is_too_old_is_forgotten(services: EmbeddedStack) -> None:
     url = await services.new_database("retention")
-    await main.migrate(settings_for(services, "retention"))
+    await migrate(settings_for(services, "retention"))
     connection = await asyncpg.connect(url)
     try:
         for age in (INBOX_SECONDS + DAY, INBOX_SECONDS - DAY):

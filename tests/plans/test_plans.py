@@ -16,10 +16,10 @@ from bus.postgres import SESSION
 from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
 from handlers.steps import leases
-from infra import main
+from infra.database.tables import PROJECTIONS
 from infra.db import changed
-from infra.embedded import EmbeddedStack
-from infra.schema import PROJECTIONS
+from infra.local.embedded import EmbeddedStack
+from infra.roles.prepare import migrate
 from projections.runtime import NODE_RUNS, RUNS, Run
 from projections.runtime_fold import _BLANK, evolve
 from schemas.runtime import RunCreated
@@ -53,7 +53,7 @@ def one_run() -> tuple[Run, Any, Logged]:
 async def worker_session(services: EmbeddedStack) -> AsyncIterator[asyncpg.Connection]:
     name = f"plans_{uuid.uuid4().hex[:8]}"
     url = await services.new_database(name)
-    await main.migrate(settings_for(services, name))
+    await migrate(settings_for(services, name))
     run, node, logged = one_run()
     statements = Statements({spec.name: spec for spec in PROJECTIONS})
     connection = await asyncpg.connect(url, server_settings=SESSION)

@@ -13,9 +13,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bus.replay import TopicReader
-from infra import lane_operations
-from infra.embedded import EmbeddedStack
-from infra.verify import verify
+from infra.history.verify import verify
+from infra.local.embedded import EmbeddedStack
+from infra.operate import lanes as lane_operations
 from schemas.catalog import CreateDefinition, definition_id
 from schemas.envelope import Envelope
 from schemas.messages import derive, natural_id

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from bus.store import Logged, Writes
-from infra.rebuild.folding import Folder
+from infra.history.rebuild.folding import Folder
 from projections.fold import FoldRows
 from tests.simulation.world import World, simulate
 

@@ -15,12 +15,12 @@ import pytest
 
 from bus.replay import TopicReader
 from handlers.steps.port import StepCall, StepResult
-from infra import main
-from infra.embedded import EmbeddedStack
-from infra.rebuild import RebuildReport, TargetRefused, rebuild
-from infra.rebuild.comparison import Comparer
-from infra.rebuild.log import END, LogReader
-from infra.schema import PROJECTIONS
+from infra.database.tables import PROJECTIONS
+from infra.history.rebuild import RebuildReport, TargetRefused, rebuild
+from infra.history.rebuild.comparison import Comparer
+from infra.history.rebuild.log import END, LogReader
+from infra.local.embedded import EmbeddedStack
+from infra.roles.extras import Extras
 from infra.settings import Settings
 from projections.runtime import RUNS
 from schemas.runtime import CreateRun, ExecuteRun, node_run_id
@@ -299,7 +299,7 @@ async def test_mending_the_row_of_a_step_in_flight_leaves_its_lease_alone(servic
     blocked = Blocked()
     async with (
         prepared(services, f"leased_{os.getpid()}", lease_seconds=4.0, lease_renew_seconds=0.5) as settings,
-        running(settings, main.Extras(performers={"code": blocked})) as live,
+        running(settings, Extras(performers={"code": blocked})) as live,
     ):
         id = await live.publish_workflow("w", chain(node("start", "start"), node("code", "code", code="result = 1")))
         run = await live.send(CreateRun(workflow_id=id))
@@ -326,7 +326,7 @@ async def test_mending_the_row_of_a_step_in_flight_leaves_its_lease_alone(servic
 async def test_a_step_in_flight_whose_row_was_lost_is_taken_again_after_its_lease(services: EmbeddedStack) -> None:
     """Nobody may execute it before: its holder may be at it still. What that one answers does not count any more."""
     blocked = Blocked()
-    extras = main.Extras(performers={"code": blocked})
+    extras = Extras(performers={"code": blocked})
     async with (
         prepared(services, f"in_flight_{os.getpid()}", lease_seconds=4.0, lease_renew_seconds=0.5) as settings,
         running(settings, extras) as live,

@@ -22,8 +22,7 @@ from bus.consumer import Consumer
 from bus.replay import TopicMissing, TopicReader
 from bus.worker import GROUP
 from infra import topics
-from infra.embedded import EmbeddedStack
-from infra.replay import (
+from infra.history.replay import (
     ExportRange,
     FileDestination,
     From,
@@ -38,7 +37,8 @@ from infra.replay import (
     export,
     replay,
 )
-from infra.replay.run import Pace, resumed
+from infra.history.replay.run import Pace, resumed
+from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
 from schemas.catalog import CreateDefinition
 from schemas.runtime import CreateRun

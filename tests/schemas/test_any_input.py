@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.dsl import Limits, Problem, Program, parse
-from schemas.node_types import ALIASES, NODE_TYPES
 from schemas.problems import PROBLEMS_MAX
+from schemas.workflow.dsl import Limits, Problem, Program, parse
+from schemas.workflow.node_types import ALIASES, NODE_TYPES
 from tests.schemas.workflows import A, B, edge, errors, graph, node
 
 

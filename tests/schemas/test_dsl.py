@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from schemas.dsl import canonical_type, is_node_id, parse
-from schemas.node_types import ALIASES, NODE_TYPES, Human, Llm, NodeConfig
+from schemas.workflow.dsl import canonical_type, is_node_id, parse
+from schemas.workflow.node_types import ALIASES, NODE_TYPES, Human, Llm, NodeConfig
 from tests.schemas.workflows import A, B, C, accepted, edge, errors, graph, node
 
 SCOPE: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.expressions import EvaluationError, ExpressionError, compile_expression
+from schemas.workflow.expressions import EvaluationError, ExpressionError, compile_expression
 
 SCOPE: dict[str, Any] = {
     "state": {

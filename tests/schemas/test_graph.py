@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schemas.control_flow import immediate_dominators
-from schemas.dsl import parse
-from schemas.graph import Program
-from schemas.node_types import NodeConfig
+from schemas.workflow.control_flow import immediate_dominators
+from schemas.workflow.dsl import parse
+from schemas.workflow.graph import Program
+from schemas.workflow.node_types import NodeConfig
 
 Pair = tuple[int, int]
 

@@ -9,10 +9,10 @@ import pytest
 from bus.postgres import _PortErrors
 from bus.store import Poison
 from schemas import values
-from schemas.dsl import parse
 from schemas.messages import UUID_PATTERN, natural_id
 from schemas.problems import POINTER_MAX
 from schemas.runtime import CreateRun
+from schemas.workflow.dsl import parse
 
 LONG = "k" * 400_000
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from schemas.dsl import parse
 from schemas.problems import WARNINGS
+from schemas.workflow.dsl import parse
 from tests.schemas.workflows import A, B, C, edge, errors, graph, node
 
 LOOP = (node("s", "join"), node("h", "join", allow_loop=True), node("t", "join"), edge("s", "h"), edge("h", "t"))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.functions import EvaluationError
-from schemas.templates import (
+from schemas.workflow.functions import EvaluationError
+from schemas.workflow.templates import (
     Template,
     TemplateError,
     Value,

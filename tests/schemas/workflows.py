@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.dsl import Program, parse
+from schemas.workflow.dsl import Program, parse
 
 
 def node(name: str, kind: str, /, **config: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from schemas.expressions import EvaluationError
+from schemas.workflow.expressions import EvaluationError
 from tests.simulation.loops import Edge, Flow, Graph, NodeRun
 from tests.simulation.observations import (
     IDLE,

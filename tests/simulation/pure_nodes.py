@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from schemas.expressions import Expression, compile_expression
-from schemas.templates import Template, Value, compile_template, compile_value
+from schemas.workflow.expressions import Expression, compile_expression
+from schemas.workflow.templates import Template, Value, compile_template, compile_value
 from tests.simulation.loops import Graph
 from tests.simulation.observations import Success
 

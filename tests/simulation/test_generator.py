@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.dsl import parse
+from schemas.workflow.dsl import parse
 from tests.simulation.generator import Scenario, features, generate
 from tests.simulation.interpreter import (
     Attempted,

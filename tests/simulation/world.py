@@ -15,7 +15,7 @@ from bus.lanes import INGRESS_BASE
 from bus.limits import Defences, Limits
 from bus.plan import Partitions
 from bus.store import Out, Writes
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from projections import catalog as catalog_rows
 from projections import runtime as runtime_rows
 from projections.runtime import LEASED, READY, UNLISTED, NodeRun

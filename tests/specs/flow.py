@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bus.decider import After, Decision, Domain, Meta, Recorded
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
 from projections.catalog import Definition, Version
 from projections.runtime import NodeRun, Run

@@ -17,9 +17,9 @@ from bus.limits import Defences
 from bus.plan import Partitions
 from bus.store import Incoming, Out
 from handlers import access, catalog
-from handlers.programs import Programs
+from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
-from infra.schema import PROJECTIONS
+from infra.database.tables import PROJECTIONS
 from projections.runtime import NodeRun
 from schemas import access as access_wire
 from schemas import catalog as catalog_wire

@@ -24,7 +24,7 @@ from handlers.steps.code import (
     SandboxUnavailable,
 )
 from handlers.steps.port import StepCall, StepFailed, StepResult
-from schemas.node_types import Code, Llm
+from schemas.workflow.node_types import Code, Llm
 
 FOREVER = "while True:\n    pass"
 

@@ -11,8 +11,8 @@ import pytest
 from handlers.steps.pool import Result, StepPool
 from handlers.steps.port import StepCall, StepFailed, StepResult
 from projections.runtime import NodeRun
-from schemas.graph import Node
 from schemas.runtime import FailNode
+from schemas.workflow.graph import Node
 from tests.schemas.workflows import accepted, node
 
 RUN = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"

@@ -14,10 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bus.producer import Producer
-from gateway.server import serve
+from gateway.http.server import serve
 from handlers.steps.port import StepCall, StepFailed, StepResult
-from infra import main as roles
-from infra.embedded import EmbeddedStack
+from infra.local.embedded import EmbeddedStack
+from infra.roles.extras import Extras
+from infra.roles.worker import worker
 from infra.settings import Settings
 from infra.telemetry.role import telemetry
 from schemas.messages import JsonObject
@@ -100,7 +101,7 @@ async def _gateway(settings: Settings, metrics: Figures) -> AsyncIterator[httpx.
 
 @contextlib.asynccontextmanager
 async def _worker(settings: Settings, effects: Effects, metrics: Figures) -> AsyncIterator[None]:
-    async with roles.worker(settings, roles.Extras(performers={"tool": effects.perform})) as running:
+    async with worker(settings, Extras(performers={"tool": effects.perform})) as running:
         tasks = [asyncio.create_task(running.worker.run())]
         tasks.extend(asyncio.create_task(duty.run()) for duty in running.duties)
         try:

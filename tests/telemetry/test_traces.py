@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from bus.telemetry import Step
-from gateway.call import Call
+from gateway.http.call import Call
 from infra.telemetry.traces import BusTraces, RequestTraces, Tracer, context_of
 from schemas.envelope import Envelope
 

@@ -24,7 +24,7 @@ import restate
 from infra.bench.http_client import Connection
 from infra.bench.peers import find_program
 from infra.bench.peers.process import Workload
-from infra.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, spawn, stop_child
+from infra.local.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, spawn, stop_child
 
 START_SECONDS_MAX = 60.0
 STREAMS_MAX = 2**31 - 1

@@ -23,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from infra.bench.peers import find_program
 from infra.bench.peers.process import NODES, Workload
-from infra.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, spawn, stop_child
+from infra.local.embedded.processes import LOOPBACK, STOP_GENTLY, free_port, spawn, stop_child
 
 START_SECONDS_MAX = 60.0
 STEP_SECONDS_MAX = timedelta(seconds=60)

@@ -1,0 +1,1 @@
+"""Mechanics of the gateway: routing, identity, lists, problems, OpenAPI."""

@@ -1,0 +1,278 @@
+"""Reads from Postgres: one tenant's rows under row level security, and the few look-ups across tenants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+from bus.decider import Recorded
+from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
+from infra.db import TableSpec
+from projections.access import API_KEYS, ApiKey
+from schemas.registry import decode_event
+
+READ_ROLE = "ap_gateway"
+"""Owns nothing, cannot bypass row level security, sees the tenant of its transaction."""
+LOOKUP_ROLE = "ap_lookup"
+"""Sees all tenants, but only the columns granted in LOOKUP_GRANTS: ids, tenants, and API keys' hashes."""
+
+TENANT_OF_TABLES = ("definition", "definition_version", "run", "node_run", "api_key", "command_outcome")
+_ID_COLUMN = {"command_outcome": "command_id"}
+_CANDIDATE_COLUMNS = {
+    "run": ("mode", "status"),
+    "node_run": ("run_id", "status", "ready", "leased_by", "created_at", "seq"),
+}
+
+
+def lookup_grants() -> list[str]:
+    """SQL that lets LOOKUP_ROLE see what it must and no more; for the migration that makes the role."""
+    statements = []
+    for table in TENANT_OF_TABLES:
+        columns = (_ID_COLUMN.get(table, "id"), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ()))
+        granted = "" if table == "api_key" else f" ({', '.join(columns)})"
+        statements.append(f"GRANT SELECT{granted} ON {table} TO {LOOKUP_ROLE}")
+        statements.append(f"CREATE POLICY lookup ON {table} FOR SELECT TO {LOOKUP_ROLE} USING (true)")
+    return statements
+
+
+_CANDIDATES_SQL = """
+select n.id, n.run_id, n.tenant_id
+from node_run n join run r on r.id = n.run_id
+where n.status = 'queued' and not n.ready and n.leased_by is null
+  and r.mode = 'manual' and r.status in ('queued', 'running', 'waiting')
+order by n.created_at, n.seq, n.id
+limit $1
+"""
+_IN_FLIGHT_SQL = """
+select exists (
+  select from node_run where run_id = $1 and ready and status in ('queued', 'running', 'pending')
+)
+"""
+_HISTORY_SQL = """
+select seq, type, data, at, tenant_id, lane, actor, correlation_id, causation_id, traceparent
+from event where aggregate_id = $1 and seq > $2 and seq <= $3 order by seq limit $4
+"""
+_HISTORY_ROWS = 500
+_SEQ_MAX = 2**31 - 1
+_OUTCOME_SQL = "select status, body from command_outcome where command_id = $1 and status <> 'pending'"
+
+
+class Postgres:
+    """Two pools on one database. Raises DatabaseUnavailable where Postgres fails to answer in time."""
+
+    def __init__(self, reads: asyncpg.Pool, lookups: asyncpg.Pool, acquire_seconds_max: float) -> None:
+        self._reads = reads
+        self._lookups = lookups
+        self._acquire_seconds_max = acquire_seconds_max
+        self._one_sql: dict[str, str] = {}
+
+    @classmethod
+    async def connect(cls, url: str, *, connections_max: int, seconds_max: float = 5.0) -> Postgres:
+        """Pools that connect when first used, so a gateway starts while Postgres is down."""
+        reads = await _pool(url, READ_ROLE, connections_max, seconds_max)
+        lookups = await _pool(url, LOOKUP_ROLE, max(2, connections_max // 4), seconds_max)
+        return cls(reads, lookups, seconds_max)
+
+    async def close(self) -> None:
+        await self._reads.close()
+        await self._lookups.close()
+
+    async def one(self, tenant_id: str, spec: TableSpec, id: str) -> Any | None:
+        sql = self._one_sql.get(spec.name)
+        if sql is None:
+            sql = self._one_sql[spec.name] = f"select {_columns(spec)} from {spec.name} where id = $1"
+        async with self._tenant(tenant_id) as connection:
+            record = await connection.fetchrow(sql, id)
+        return None if record is None else _row(spec, record)
+
+    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+        sql, values = page_sql(tenant_id, page)
+        async with self._tenant(tenant_id) as connection:
+            records = await connection.fetch(sql, *values)
+        return [_row(page.spec, record) for record in records]
+
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+        """A part at a time, each a transaction of its own: events never change, and who folds them takes its time."""
+        last = 0
+        while True:
+            async with self._tenant(tenant_id) as connection:
+                rows = await connection.fetch(_HISTORY_SQL, aggregate_id, last, seq_max or _SEQ_MAX, _HISTORY_ROWS)
+            for seq, name, data, at, *rest in rows:
+                yield Recorded(decode_event(name, data), aggregate_id, seq, at or 0.0, *rest)
+            if len(rows) < _HISTORY_ROWS:
+                return
+            last = rows[-1][0]
+
+    async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None:
+        async with self._tenant(tenant_id) as connection:
+            record = await connection.fetchrow(_OUTCOME_SQL, command_id)
+        return None if record is None else Outcome(command_id, record[0], orjson.loads(record[1]))
+
+    async def step_in_flight(self, tenant_id: str, run_id: str) -> bool:
+        async with self._tenant(tenant_id) as connection:
+            return bool(await connection.fetchval(_IN_FLIGHT_SQL, run_id))
+
+    async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
+        if tenant_id is None:
+            async with self._all_tenants() as connection:
+                records = await connection.fetch(_CANDIDATES_SQL, limit)
+        else:
+            async with self._tenant(tenant_id) as connection:
+                records = await connection.fetch(_CANDIDATES_SQL, limit)
+        return [Candidate(str(record[0]), str(record[1]), record[2]) for record in records]
+
+    async def tenant_of(self, table: str, id: str) -> str | None:
+        if table not in TENANT_OF_TABLES:
+            raise ValueError(f"tenants of {table} are not looked up")
+        column = _ID_COLUMN.get(table, "id")
+        async with self._all_tenants() as connection:
+            tenant_id = await connection.fetchval(f"select tenant_id from {table} where {column} = $1", id)
+        return None if tenant_id is None else str(tenant_id)
+
+    async def api_key(self, id: str) -> ApiKey | None:
+        async with self._all_tenants() as connection:
+            record = await connection.fetchrow(f"select {_columns(API_KEYS)} from api_key where id = $1", id)
+        return None if record is None else _row(API_KEYS, record)
+
+    async def any_api_key(self) -> bool:
+        async with self._all_tenants() as connection:
+            return bool(await connection.fetchval("select exists (select from api_key)"))
+
+    async def write_audit(self, records: Sequence[AuditRecord]) -> None:
+        by_tenant: dict[str, list[AuditRecord]] = {}
+        for record in records:
+            by_tenant.setdefault(record.tenant_id, []).append(record)
+        async with self._acquired(self._reads) as connection, connection.transaction():
+            for tenant_id, of_tenant in by_tenant.items():
+                await connection.execute("select set_config('app.tenant_id', $1, true)", tenant_id)
+                await connection.execute(_INSERT_AUDIT_SQL, *_arrays(of_tenant))
+
+    async def audit_stats(self, tenant_id: str, since: float) -> Mapping[str, Any]:
+        async with self._tenant(tenant_id) as connection:
+            stats: Mapping[str, Any] = orjson.loads(await connection.fetchval(STATS_SQL, since))
+        return stats
+
+    async def ping(self) -> None:
+        async with self._acquired(self._reads) as connection:
+            await connection.execute("select 1")
+
+    @asynccontextmanager
+    async def _tenant(self, tenant_id: str) -> AsyncIterator[PoolConnectionProxy]:
+        """A read-only transaction that sees one tenant's rows.
+
+        Begun in one round trip: the tenant goes as hexadecimal, since a script takes no parameters.
+        """
+        async with self._acquired(self._reads) as connection:
+            await connection.execute(
+                "begin read only; select set_config('app.tenant_id', "
+                f"convert_from('\\x{tenant_id.encode().hex()}'::bytea, 'UTF8'), true)"
+            )
+            try:
+                yield connection
+            except BaseException:
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
+
+    @asynccontextmanager
+    async def _all_tenants(self) -> AsyncIterator[PoolConnectionProxy]:
+        async with self._acquired(self._lookups) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _acquired(self, pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+        try:
+            async with pool.acquire(timeout=self._acquire_seconds_max) as connection:
+                try:
+                    yield connection
+                except _UNAVAILABLE:
+                    connection.terminate()  # In doubt, so not for the next one.
+                    raise
+        except _UNAVAILABLE as error:
+            raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+
+
+_UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InvalidAuthorizationSpecificationError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+)
+
+
+async def _pool(url: str, role: str, connections_max: int, seconds_max: float) -> asyncpg.Pool:
+    pool = await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=connections_max,
+        command_timeout=seconds_max,
+        timeout=seconds_max,
+        reset=_keep,
+        server_settings={
+            "application_name": role,
+            "role": role,
+            "statement_timeout": str(int(seconds_max * 1000)),
+            "idle_in_transaction_session_timeout": "3000",
+            "jit": "off",
+        },
+    )
+    return pool
+
+
+async def _keep(connection: object) -> None:
+    """Nothing outlives a transaction of ours, so a released connection needs no RESET round trip."""
+
+
+def _columns(spec: TableSpec) -> str:
+    return ", ".join(f'"{column.name}"' for column in spec.columns)
+
+
+def _row(spec: TableSpec, record: asyncpg.Record) -> Any:
+    values = zip(spec.columns, record, strict=True)
+    return spec.row(*[value if column.load is None else column.load(value) for column, value in values])
+
+
+def page_sql(tenant_id: str, page: Page) -> tuple[str, list[Any]]:
+    """The query of one page and its parameters; the tenant is also a condition, for the index's sake."""
+    values: list[Any] = [tenant_id]
+    conditions = ["tenant_id = $1"]
+    for name, value in page.equal.items():
+        values.append(value)
+        conditions.append(f'"{name}" = ${len(values)}')
+    conditions.extend(condition.sql for condition in page.where)
+    order = ", ".join(f'"{name}"' for name in page.order)
+    if page.after is not None:
+        places = ", ".join(f"${len(values) + 1 + place}" for place in range(len(page.order)))
+        conditions.append(f"({order}) {'<' if page.descending else '>'} ({places})")
+        values.extend(page.after)
+    values.append(page.limit)
+    direction = " desc" if page.descending else ""
+    sorting = ", ".join(f'"{name}"{direction}' for name in page.order)
+    return (
+        f"select {_columns(page.spec)} from {page.spec.name} where {' and '.join(conditions)} "
+        f"order by {sorting} limit ${len(values)}",
+        values,
+    )
+
+
+_INSERT_AUDIT_SQL = (
+    f"insert into {AUDITS.name} ({', '.join(AUDIT_COLUMNS)}) select * from unnest("
+    + ", ".join(f"${place}::{column.pg_type}[]" for place, column in enumerate(AUDITS.columns, 1))
+    + ") on conflict do nothing"
+)
+
+
+def _arrays(records: Sequence[AuditRecord]) -> list[list[Any]]:
+    return [[getattr(record, name) for record in records] for name in AUDIT_COLUMNS]

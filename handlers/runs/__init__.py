@@ -1,0 +1,1 @@
+"""Runs: attempts, plans, edges, evaluation."""

@@ -1,0 +1,1 @@
+"""The command line `ap`: one file per group of commands."""

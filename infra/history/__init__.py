@@ -1,0 +1,1 @@
+"""The log read again: rebuild, replay, export, verify."""

@@ -1,0 +1,82 @@
+"""I11: nothing in flight older than two leases that does not wait for a person or a timer."""
+
+from __future__ import annotations
+
+from bus.statements import load_headers
+from infra.history.verify.system import System
+from projections.runtime import LEASED, READY, UNLISTED
+from schemas import registry
+from schemas.envelope import Malformed, decode_headers
+from schemas.runtime import RUN_ENDED, WakeNode
+
+_ENDED = ", ".join(f"'{status}'" for status in sorted(RUN_ENDED))
+_STEPS = """SELECT n.id, n.run_id, n.leased_by, n.lease_until, e.at FROM node_run n
+LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
+WHERE n.ready AND n.status = 'queued'
+  AND coalesce(CASE WHEN n.leased_by IS NOT NULL THEN n.lease_until ELSE e.at END, 0) < $1"""
+_UNFOUND = f"""SELECT n.id, n.run_id, n.leased_by FROM node_run n JOIN lane l ON l.id = n.lane
+LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
+WHERE n.ready AND n.status = 'queued' AND CASE WHEN n.leased_by IS NULL THEN n.listed <> {READY}
+  ELSE n.listed <> {LEASED} AND coalesce(e.position, 0) <= l.floor END"""
+_LISTED = f"SELECT id, run_id, status FROM node_run WHERE listed <> {UNLISTED} AND NOT (ready AND status = 'queued')"
+_LEFT_BEHIND = f"""SELECT n.id, n.run_id, r.status FROM node_run n JOIN run r ON r.id = n.run_id
+WHERE n.status IN ('queued', 'running', 'pending') AND r.status IN ({_ENDED})"""
+_RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
+  exists (SELECT FROM node_run n WHERE n.run_id = r.id AND n.status IN ('queued', 'running', 'pending')) AS live,
+  exists (SELECT FROM node_run n WHERE n.run_id = r.id AND (n.status IN ('running', 'pending')
+          OR n.status = 'queued' AND n.ready)) AS waits
+FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
+WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
+_PENDING = "SELECT id, run_id, attempt, due_at FROM node_run WHERE status = 'pending'"
+_TIMERS = "SELECT id, key, headers, body, due_at < to_timestamp($1) AS late FROM timer"
+
+
+async def check_stuck(system: System) -> None:
+    add = system.report.add
+    before = system.now - system.stale_seconds
+    for lane in system.lanes.values():
+        if lane.stopped:
+            add("I11", [f"lane {lane.id} is stopped at offset {lane.next_offset}: {lane.stopped}"])
+    async for row in system.stream(_STEPS, before):
+        what = f"leased by {row['leased_by']}, run out" if row["leased_by"] else "ready, nobody takes it"
+        add("I11", [f"node_run {row['id']} of run {row['run_id']}: {what}"])
+    async for row in system.stream(_UNFOUND):
+        finder = "the sweepers of leases" if row["leased_by"] else "executors"
+        add("I11", [f"node_run {row['id']} of run {row['run_id']} is not listed for {finder}"])
+    async for row in system.stream(_LISTED):
+        add("I11", [f"node_run {row['id']} of run {row['run_id']} is listed, and nobody is to execute it"])
+    async for row in system.stream(_LEFT_BEHIND):
+        add("I11", [f"node_run {row['id']} is not ended, its run {row['run_id']} is {row['status']}"])
+    async for row in system.stream(_RUNS, before):
+        system.report.checked["runs in flight"] += 1
+        if not row["live"]:
+            add("I11", [f"run {row['id']} is {row['status']} with nothing in flight"])
+        elif not row["waits"] and row["mode"] == "auto":
+            add("I11", [f"run {row['id']} is {row['status']}, its queued nodes wait for nothing"])
+    await _timers(system, before)
+
+
+async def _timers(system: System, before: float) -> None:
+    """A pending node run waits for its timer: there must be one, and it must fire."""
+    awaited: set[tuple[str, int]] = set()
+    async for row in system.stream(_TIMERS, before):
+        system.report.checked["timers"] += 1
+        if row["late"]:
+            system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
+        command = _command(row["headers"], row["body"])
+        if isinstance(command, WakeNode):
+            awaited.add((command.node_run_id, command.attempt))
+    async for row in system.stream(_PENDING):
+        waits = (str(row["id"]), row["attempt"]) in awaited
+        # A timer that has just fired is a record on its way.
+        if not waits and (row["due_at"] or 0.0) < before:
+            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} is due and has no timer"])
+        elif not waits and row["due_at"] > system.now + 1:
+            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} waits for a timer that is gone"])
+
+
+def _command(headers: bytes, body: bytes) -> object:
+    try:
+        return registry.decode_command(decode_headers(load_headers(headers)).type, body, trusted=True)
+    except Malformed:
+        return None

@@ -1,0 +1,1 @@
+"""A whole installation on this machine: supervisor, embedded servers, demo."""

@@ -1,0 +1,1 @@
+"""What an operator does and asks: status, lanes, topics, publishing."""

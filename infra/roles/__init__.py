@@ -1,0 +1,1 @@
+"""Worker, executor and gateway: each put together in one file."""

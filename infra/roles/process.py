@@ -1,0 +1,50 @@
+"""The life of a role's process: its signals, its background work, its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+
+def settle_memory() -> None:
+    """What is there at start-up stays; a batch makes many short-lived objects, which need no frequent collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+@contextlib.asynccontextmanager
+async def stopping() -> AsyncIterator[asyncio.Event]:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def working(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these in the background. One that ends by itself ends the role: what it did must not stay undone."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    for task in tasks:
+        task.add_done_callback(lambda _: stop.set())
+    stopped_by_us = False
+    try:
+        yield
+        stopped_by_us = True
+    finally:
+        ended = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended if stopped_by_us else ():
+        task.result()

@@ -1,0 +1,130 @@
+"""What workers and executors share: connections, performers, the pool that executes steps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from bus import postgres
+from bus.postgres import PostgresStore, load_row
+from bus.producer import Producer
+from bus.worker import DatabaseClock
+from handlers.runs.programs import Programs
+from handlers.steps.code import CodeRunner, SandboxUnavailable
+from handlers.steps.leases import Leases
+from handlers.steps.pool import Result, StepPool
+from handlers.steps.port import Performer
+from infra.database.tables import PROJECTIONS
+from infra.roles.extras import Extras
+from infra.settings import Settings
+from infra.telemetry.role import RoleTelemetry, telemetry
+from projections.catalog import VERSIONS
+from schemas.workflow.graph import Program
+
+log = logging.getLogger("agent_platform")
+
+
+STEP_STOP_SECONDS = 20.0
+"""How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
+CODE_AT_ONCE = 64
+"""Code steps leased at once: more than run at once, so that the sandbox never waits for a claim."""
+
+
+@dataclass(slots=True)
+class StepParts:
+    """What workers and executors share."""
+
+    owner: str
+    clock: DatabaseClock
+    database: asyncpg.Pool
+    store: PostgresStore
+    producer: Producer
+    programs: Programs
+    leases: Leases
+    pool: StepPool
+    told: RoleTelemetry
+    check_code: Callable[[str], str | None] | None = None
+    deliver: Any = None
+
+    async def program(self, version_id: str) -> Program:
+        """The program of a version, from memory or from Postgres."""
+        known = self.programs.known(version_id)
+        if known is not None:
+            return known
+        names = ", ".join(f'"{column.name}"' for column in VERSIONS.columns)
+        row = await self.database.fetchrow(f"SELECT {names} FROM definition_version WHERE id = $1", version_id)
+        if row is None:
+            raise LookupError(f"there is no workflow version {version_id}")
+        return self.programs.of(load_row(VERSIONS, tuple(row)))
+
+
+@contextlib.asynccontextmanager
+async def step_parts(settings: Settings, extras: Extras, role: str) -> AsyncIterator[StepParts]:
+    owner = f"{role}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    async with telemetry(settings, role, owner) as told, _connected(settings, extras, owner, told) as parts:
+        yield parts
+
+
+@contextlib.asynccontextmanager
+async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleTelemetry) -> AsyncIterator[StepParts]:
+    clock = DatabaseClock()
+    pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
+    store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
+    producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
+    code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
+    await clock.measure(store.now)
+    await producer.start()
+    check_code: Callable[[str], str | None] | None = code.check
+    try:
+        await code.start()
+    except SandboxUnavailable as error:
+        log.error("code nodes are refused: %s", error)
+        check_code = None
+    performers: dict[str, Performer] = {"code": code.perform, **extras.performers}
+    capacity = dict.fromkeys(performers, settings.step_concurrency)
+    capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
+    parts = StepParts(
+        owner=owner,
+        clock=clock,
+        database=pool,
+        store=store,
+        producer=producer,
+        programs=Programs(extras.node_types),
+        leases=Leases(pool, owner, settings.lease_seconds),
+        pool=StepPool(
+            performers,
+            capacity,
+            owner=owner,
+            deliver=undeliverable,
+            lease_seconds=settings.lease_seconds,
+            now=clock.now,
+            telemetry=told.bus,
+        ),
+        told=told,
+        check_code=check_code,
+    )
+    if told.waiting is not None:
+        told.waiting.pool = pool
+
+    async def deliver(result: Result) -> None:
+        await parts.deliver(result)
+
+    parts.pool.deliver = deliver
+    try:
+        yield parts
+    finally:
+        await parts.pool.stop(0)
+        await code.stop()
+        await producer.stop()
+        await pool.close()
+
+
+async def undeliverable(result: Result) -> None:
+    raise RuntimeError(f"nobody waits for the answer of step {result.row.id}")

@@ -1,0 +1,138 @@
+"""The worker: it owns lanes, decides, and takes steps when it has room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from bus.kernel import Kernel
+from bus.limits import Limits
+from bus.plan import Partitions
+from bus.worker import Worker
+from handlers import access, catalog
+from handlers.ingress import IngressRules
+from handlers.runtime import Runtime
+from handlers.steps.executor import Executor, Heartbeats, Sweeper
+from handlers.steps.lane_steps import LaneSteps, claimable, hint
+from handlers.steps.leases import Leases
+from handlers.steps.pool import StepPool
+from infra import topics
+from infra.database.tables import PROJECTIONS
+from infra.roles.extras import Extras
+from infra.roles.process import settle_memory, stopping, working
+from infra.roles.reachable import until_reachable
+from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
+from infra.settings import Settings
+from infra.telemetry.metrics import LaneMetrics, Owned
+from outbox.retention import Retention
+from projections.catalog import Version
+from projections.runtime import NodeRun
+
+SPARE_AT_ONCE = 32
+
+
+async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
+    """Own lanes and execute steps until SIGTERM or SIGINT."""
+    async with stopping() as stop:
+        if not await until_reachable(settings, stop):
+            return
+        async with worker(settings, extras or Extras()) as running:
+            settle_memory()
+            async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
+                await stop.wait()
+                await running.worker.stop()
+                await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
+
+
+@dataclass(slots=True)
+class RunningWorker:
+    worker: Worker
+    parts: StepParts
+    duties: list[Any]
+    pools: list[StepPool]
+
+
+@contextlib.asynccontextmanager
+async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWorker]:
+    """A started worker; leave the block to stop it in order. Raises TopicMismatch."""
+    settings = await topics.check(settings)
+    async with step_parts(settings, extras, "worker") as parts:
+        steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
+        parts.deliver = steps.deliver
+        kinds = frozenset(parts.pool.kinds)
+        runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
+        kernel = Kernel(
+            extras.store(parts.store),
+            extras.log(parts.producer),
+            [runtime.domain(), catalog.domain(parts.check_code), access.DOMAIN],
+            PROJECTIONS,
+            partitions=Partitions(
+                settings.commands_partitions,
+                settings.events_partitions,
+                settings.dead_letters_partitions,
+                settings.steps_partitions,
+                settings.replies_partitions,
+            ),
+            clock=parts.clock,
+            owner=parts.owner,
+            steps=steps,
+            claimable={NodeRun: claimable},
+            hint=lambda row: hint(row, settings.steps_partitions),
+            ingress=IngressRules(settings.auth_required),
+            limits=Limits(rows_max=settings.batch_rows_max),
+            defences=extras.defences,
+            immutable_facts=frozenset({Version}),
+            telemetry=parts.told.bus,
+        )
+        running = Worker(
+            kernel,
+            parts.clock,
+            bootstrap=settings.required_kafka_bootstrap,
+            prefix=settings.topic_prefix,
+            session_seconds=settings.session_timeout_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            records_max=settings.batch_records_max,
+            client_id=parts.owner,
+        )
+        steps.worker = running
+        if parts.told.metrics is not None:
+            parts.told.metrics.watch(LaneMetrics(lambda: _owned(running)))
+        lanes = lambda: [lane.id for lane in running.lanes.values() if not lane.ingress]  # noqa: E731
+        spare, spare_pool, spare_leases = _spare(parts, settings)
+        duties = [
+            Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
+            Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
+            spare,
+            Retention(parts.database),
+            Heartbeats(spare_pool, spare_leases, settings.lease_renew_seconds),
+        ]
+        await running.start()
+        try:
+            yield RunningWorker(running, parts, duties, [parts.pool, spare_pool])
+        finally:
+            await running.stop()
+            await spare_pool.stop(0)
+
+
+def _owned(worker: Worker) -> list[Owned]:
+    return [Owned(lane, worker.end_offset(lane.id)) for lane in worker.lanes.values()]
+
+
+def _spare(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
+    """Takes steps that nobody claimed, while this worker has room: its own lanes' and others'."""
+    leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
+    pool = StepPool(
+        parts.pool.performers,
+        dict.fromkeys(parts.pool.kinds, SPARE_AT_ONCE),
+        owner=f"{parts.owner}/spare",
+        deliver=undeliverable,
+        lease_seconds=settings.lease_seconds,
+        now=parts.clock.now,
+        telemetry=parts.told.bus,
+    )
+    executor = Executor(pool, leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds)
+    pool.deliver = executor.deliver
+    return executor, pool, leases

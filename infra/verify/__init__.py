@@ -1,6 +1,0 @@
-"""Checking the invariants of a live or resting system from Postgres and Kafka alone."""
-
-from infra.verify.report import INVARIANTS, Report
-from infra.verify.run import verify
-
-__all__ = ["INVARIANTS", "Report", "verify"]

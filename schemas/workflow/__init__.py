@@ -1,0 +1,1 @@
+"""The workflow language: parser, graph, expressions, templates, node types."""
