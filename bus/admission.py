@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from bus.plan import Accepted, Plan
+from bus.batch import Accepted, Batch
 from bus.store import Outcome, Unit
 from schemas.messages import Rejected
 
@@ -16,7 +16,7 @@ def must_admit(accepted: Accepted) -> bool:
     return accepted.external or not accepted.command.compare_and_set
 
 
-async def admit(plan: Plan, unit: Unit, pending: list[Accepted], at: float, *, inbox_on: bool) -> list[Accepted]:
+async def admit(batch: Batch, unit: Unit, pending: list[Accepted], at: float, *, inbox_on: bool) -> list[Accepted]:
     """Drop what was handled before; who sent it from outside is told the stored outcome again."""
     admitting = [each for each in pending if must_admit(each)]
     if not admitting:
@@ -49,26 +49,26 @@ async def admit(plan: Plan, unit: Unit, pending: list[Accepted], at: float, *, i
         if must_admit(each) and key in seen:
             # Twice in this batch: the first one answers, unless this is another request under the same id.
             if each.external and each.envelope.fingerprint != seen[key].envelope.fingerprint:
-                _refuse(plan, each)
+                _refuse(batch, each)
             continue
         if stored is not None and (repeat or not each.envelope.redrive or stored.status != "failed"):
-            _answer_again(plan, each, stored)
+            _answer_again(batch, each, stored)
         elif not repeat:
             seen[key] = each
             fresh.append(each)
     return fresh
 
 
-def _answer_again(plan: Plan, accepted: Accepted, stored: Outcome) -> None:
+def _answer_again(batch: Batch, accepted: Accepted, stored: Outcome) -> None:
     if stored.fingerprint == accepted.envelope.fingerprint:
-        plan.reply(accepted, stored.status, stored.body)
+        batch.reply(accepted, stored.status, stored.body)
     else:
-        _refuse(plan, accepted)
+        _refuse(batch, accepted)
 
 
-def _refuse(plan: Plan, accepted: Accepted) -> None:
+def _refuse(batch: Batch, accepted: Accepted) -> None:
     refusal = Rejected("idempotency_key_reused", "this key was used for another request", status=422)
-    plan.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
+    batch.reply(accepted, "rejected", orjson.dumps(refusal.problem()))
 
 
 def _first(admitting: Sequence[Accepted], *, external: bool) -> list[Accepted]:

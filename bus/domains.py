@@ -1,4 +1,4 @@
-"""All domains: by them the commands of a batch become events, rows and messages of its plan. No I/O."""
+"""All domains: by them the commands of a batch become events, rows and messages of that batch. No I/O."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from bus.batch import Accepted, Batch
 from bus.costs import Costs
 from bus.decider import Domain, Meta, Missing, React
-from bus.plan import Accepted, Plan
 from bus.reception import Reception
 from bus.rows import View
 from infra.db import TableSpec
@@ -44,7 +44,7 @@ class Domains:
         self._costs = costs
         self._owner = owner
 
-    def fold(self, plan: Plan, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
+    def fold(self, batch: Batch, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
         """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
         waiting: list[Accepted] = []
         missing: list[tuple[Accepted, Missing]] = []
@@ -54,56 +54,56 @@ class Domains:
                 waiting.append(accepted)
                 continue
             try:
-                self.decide(plan, accepted)
+                self.decide(batch, accepted)
             except Missing as lack:
                 blocked.add(accepted.aggregate_id)
                 waiting.append(accepted)
                 missing.append((accepted, lack))
         return waiting, missing
 
-    def decide(self, plan: Plan, accepted: Accepted) -> None:
-        """Decide one command. Raises Missing: an optimistic plan is to be undone then, another asked again."""
+    def decide(self, batch: Batch, accepted: Accepted) -> None:
+        """Decide one command. Raises Missing: an optimistic batch is to be undone then, another asked again."""
         envelope, command = accepted.envelope, accepted.command
         domain = self._by_command[type(command)]
         meta = Meta(
             envelope.id,
             envelope.tenant_id,
             accepted.aggregate_id,
-            plan.at,
+            batch.at,
             envelope.actor,
             envelope.correlation_id,
             envelope.traceparent,
             accepted.lane.id,
         )
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
-        if plan.optimistic and command.creates and not aggregate.rows:
+        if batch.optimistic and command.creates and not aggregate.rows:
             aggregate.whole = True  # Taken for granted: its first row is inserted, or refused.
-            plan.touched.add((accepted.lane.id, accepted.aggregate_id))
-        view = View(aggregate, plan.facts, self._specs, plan.held, self._owner)
-        if plan.poison is not None:
-            self._defect(plan, accepted, domain, meta, "poison", plan.poison)
+            batch.touched.add((accepted.lane.id, accepted.aggregate_id))
+        view = View(aggregate, batch.facts, self._specs, batch.held, self._owner)
+        if batch.poison is not None:
+            self._defect(batch, accepted, domain, meta, "poison", batch.poison)
             return
         try:
-            self._costs.learn(command.type, plan.decide(accepted, domain, meta, view))
+            self._costs.learn(command.type, batch.decide(accepted, domain, meta, view))
         except Missing:
             raise
         except Rejected as refusal:
             if accepted.external:
-                plan.settle(accepted, "rejected", orjson.dumps(refusal.problem()), meta.at)
+                batch.conclude(accepted, "rejected", orjson.dumps(refusal.problem()), meta.at)
             else:
                 log.info("%s was refused: %s", command.type, refusal)
         except Exception as defect:
             log.exception("deciding %s failed", command.type)
-            self._defect(plan, accepted, domain, meta, "internal_error", f"{type(defect).__name__}: {defect}")
+            self._defect(batch, accepted, domain, meta, "internal_error", f"{type(defect).__name__}: {defect}")
 
-    def _defect(self, plan: Plan, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
+    def _defect(self, batch: Batch, accepted: Accepted, domain: Domain, meta: Meta, code: str, detail: str) -> None:
         """A bug met this command, or Postgres refuses it: a dead letter, and nobody waits for it for ever."""
-        self._reception.bury(plan, accepted.lane, accepted.record, code, detail)
+        self._reception.bury(batch, accepted.lane, accepted.record, code, detail)
         if accepted.external:
             problem = Rejected("internal_error", "the command could not be handled", status=500).problem()
-            plan.settle(accepted, "failed", orjson.dumps(problem), meta.at)
+            batch.conclude(accepted, "failed", orjson.dumps(problem), meta.at)
             return
         told = domain.failed(accepted.command, "internal_error", detail)
         if told is not None:
             message_id = derive(meta.message_id, f"failed:{told.type}:0")
-            plan.send(accepted.lane, plan.command_record(accepted.lane, message_id, told, meta))
+            batch.send(accepted.lane, batch.command_record(accepted.lane, message_id, told, meta))

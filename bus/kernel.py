@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from bus.admission import admit, must_admit
+from bus.batch import Batch, Partitions, event_record
 from bus.costs import Costs
 from bus.decider import Domain, Missing
 from bus.domains import Domains
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
 from bus.loading import Loader
-from bus.plan import Partitions, Plan, event_record
 from bus.reception import Ingress, Reception, stop
 from bus.store import (
     Advance,
@@ -30,7 +30,7 @@ from bus.store import (
     Unknown,
     Writes,
 )
-from bus.telemetry import INGRESS_TYPE, SILENT, Batch, Telemetry
+from bus.telemetry import INGRESS_TYPE, SILENT, BatchReport, Telemetry
 from infra.db import TableSpec
 
 log = logging.getLogger("agent_platform.kernel")
@@ -161,49 +161,49 @@ class Kernel:
         A lane that is lost, stopped or in doubt is released: its records are dropped and come again from its
         next offset. Raises Unavailable when the store did not take the batch after several tries.
         """
-        batch = self._mine(records)
+        records = self._mine(records)
         try:
-            for chunk in self._costs.split(batch, self.limits.rows_max):
+            for chunk in self._costs.split(records, self.limits.rows_max):
                 await self._handle(chunk)
         except BaseException as error:
             # What was taken in and not handled must come again: never go on behind it.
-            self._give_up({record.lane for record in batch}, f"{type(error).__name__}: {error}")
+            self._give_up({record.lane for record in records}, f"{type(error).__name__}: {error}")
             raise
 
-    async def _handle(self, batch: list[Incoming]) -> None:
+    async def _handle(self, records: list[Incoming]) -> None:
         for pause in (*self.limits.retry_seconds, None):
-            batch = [record for record in batch if record.lane in self.lanes]
-            if not batch:
+            records = [record for record in records if record.lane in self.lanes]
+            if not records:
                 return
             try:
-                await self._transact(batch)
+                await self._transact(records)
                 return
             except Fenced as fenced:
                 self._lose(fenced)
             except Unknown as unknown:
-                self._give_up({record.lane for record in batch}, f"unknown end of a transaction: {unknown}")
+                self._give_up({record.lane for record in records}, f"unknown end of a transaction: {unknown}")
             except Poison as poison:
-                log.warning("a batch of %d holds poison: %s", len(batch), poison)
-                await self._bisect(batch)
+                log.warning("a batch of %d holds poison: %s", len(records), poison)
+                await self._bisect(records)
                 return
             except Unavailable as error:
                 if pause is None:
                     raise
                 log.warning("the store is not available, trying again: %s", error)
                 await asyncio.sleep(pause)
-        self._give_up({record.lane for record in batch}, "too many tries")
+        self._give_up({record.lane for record in records}, "too many tries")
 
     def _mine(self, records: Sequence[Incoming]) -> list[Incoming]:
         """Those records that their lanes expect next; others are late, or come again."""
-        batch = []
+        mine = []
         for record in records:
             lane = self.lanes.get(record.lane)
             if lane is None or not lane.usable:
                 continue
             if record.offset >= 0 and not lane.takes(record.offset, record.follows):
                 continue
-            batch.append(record)
-        return batch
+            mine.append(record)
+        return mine
 
     def _give_up(self, lanes: Iterable[int], why: str) -> None:
         for id in lanes:
@@ -215,13 +215,13 @@ class Kernel:
         self._telemetry.fenced(len(fenced.lanes))
         self._give_up(fenced.lanes, "fenced")
 
-    async def _bisect(self, batch: list[Incoming]) -> None:
+    async def _bisect(self, records: list[Incoming]) -> None:
         """Find the records Postgres refuses; one that fails alone, twice, is a dead letter."""
-        if len(batch) == 1:
-            await self._part(batch, (None, None, "poison"))
+        if len(records) == 1:
+            await self._part(records, (None, None, "poison"))
             return
-        half = len(batch) // 2
-        for part in (batch[:half], batch[half:]):
+        half = len(records) // 2
+        for part in (records[:half], records[half:]):
             await self._part(part, (None,))
 
     async def _part(self, part: list[Incoming], tries: Sequence[str | None]) -> None:
@@ -243,197 +243,197 @@ class Kernel:
         for record in part:
             stop(self.lanes[record.lane], f"offset {record.offset} cannot even be a dead letter: {refused}")
 
-    async def _transact(self, batch: list[Incoming], poison: str | None = None) -> None:
+    async def _transact(self, records: list[Incoming], poison: str | None = None) -> None:
         """Handle a batch in one transaction: at once if memory suffices and nothing is a repeat, else step by step."""
         if poison is None:
-            plan = self._plan(batch, None)
-            plan.optimistic = self._defences.inbox
+            batch = self._new_batch(records, None)
+            batch.optimistic = self._defences.inbox
             try:
-                if await self._at_once(plan, batch):
-                    self._committed(plan)
-                    self._tell(plan, at_once=True)
+                if await self._at_once(batch, records):
+                    self._committed(batch)
+                    self._tell(batch, at_once=True)
                     return
             except Poison as refused:
-                self._undo(plan)
-                if not plan.writes.inbox and not plan.writes.new_outcomes:
+                self._undo(batch)
+                if not batch.writes.inbox and not batch.writes.new_outcomes:
                     raise
                 log.debug("handled step by step, since something is there already: %s", refused)
             except BaseException:
-                self._undo(plan)
+                self._undo(batch)
                 raise
             else:
-                self._undo(plan)
-        plan = self._plan(batch, poison)
+                self._undo(batch)
+        batch = self._new_batch(records, poison)
         try:
-            await self._step_by_step(plan, batch)
+            await self._step_by_step(batch, records)
         except BaseException:
-            self._undo(plan)
+            self._undo(batch)
             raise
-        self._committed(plan)
-        self._tell(plan, at_once=False)
+        self._committed(batch)
+        self._tell(batch, at_once=False)
 
-    def _plan(self, batch: list[Incoming], poison: str | None) -> Plan:
-        plan = Plan(self._partitions, self._specs, self._domains.reactions, self._clock.now())
-        plan.facts = dict(self._loader.facts)
-        plan.poison = poison
+    def _new_batch(self, records: list[Incoming], poison: str | None) -> Batch:
+        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now())
+        batch.facts = dict(self._loader.facts)
+        batch.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
-        plan.lanes = {id: self.lanes[id] for id in {record.lane for record in batch} if id in self.lanes}
-        return plan
+        batch.lanes = {id: self.lanes[id] for id in {record.lane for record in records} if id in self.lanes}
+        return batch
 
-    def _undo(self, plan: Plan) -> None:
-        for row, _ in plan.started:
+    def _undo(self, batch: Batch) -> None:
+        for row, _ in batch.started:
             cast(Steps, self._steps).give_back(row)
-        for lane_id, aggregate_id in plan.touched:
-            plan.lanes[lane_id].forget(aggregate_id)
+        for lane_id, aggregate_id in batch.touched:
+            batch.lanes[lane_id].forget(aggregate_id)
 
-    async def _at_once(self, plan: Plan, batch: list[Incoming]) -> bool:
+    async def _at_once(self, batch: Batch, records: list[Incoming]) -> bool:
         """One statement: decide from memory, taking what is not a repeat and does not exist for granted.
 
         False if memory does not suffice. The inbox, the outcomes and the primary keys refuse what was taken for
         granted wrongly: then Poison is raised and nothing is written.
         """
-        accepted = self._reception.accept(plan, batch)
+        accepted = self._reception.accept(batch, records)
         keys = [(each.envelope.id, each.envelope.redrive) for each in accepted if must_admit(each)]
         if len(set(keys)) < len(keys) or any(redrive for _, redrive in keys):
             return False
-        if keys and not plan.optimistic:
+        if keys and not batch.optimistic:
             return False
         try:
             for each in accepted:
-                self._domains.decide(plan, each)
+                self._domains.decide(batch, each)
         except Missing:
             return False
-        plan.writes.inbox = [
-            (each.envelope.id, 0, plan.at) for each in accepted if must_admit(each) and not each.external
+        batch.writes.inbox = [
+            (each.envelope.id, 0, batch.at) for each in accepted if must_admit(each) and not each.external
         ]
-        plan.accepted = accepted
-        if plan.made:
-            self._finish(plan)
-            plan.decided = time.perf_counter()
-            await self._write(plan)
+        batch.accepted = accepted
+        if batch.made:
+            self._finish(batch)
+            batch.decided = time.perf_counter()
+            await self._write(batch)
         return True
 
-    async def _write(self, plan: Plan) -> None:
+    async def _write(self, batch: Batch) -> None:
         """Write a batch; what follows its commit is made ready while Postgres works."""
-        writing = asyncio.ensure_future(self.store.write(plan.writes))
+        writing = asyncio.ensure_future(self.store.write(batch.writes))
         try:
             await asyncio.sleep(0)
             await asyncio.sleep(0)  # The statement is made in the first turn of the loop, and sent at its end.
-            self._prepare(plan)
+            self._prepare(batch)
             await writing
         finally:
             if not writing.done():
                 writing.cancel()
                 await asyncio.wait({writing})
 
-    async def _step_by_step(self, plan: Plan, batch: list[Incoming]) -> None:
+    async def _step_by_step(self, batch: Batch, records: list[Incoming]) -> None:
         """Lock the lanes, drop repeats, load what decisions lack, decide again, save."""
-        pending = self._reception.accept(plan, batch)
-        if not pending and not plan.made:
+        pending = self._reception.accept(batch, records)
+        if not pending and not batch.made:
             return
         async with self.store.unit() as unit:
-            await unit.lock([_standing(lane) for lane in plan.lanes.values()])
-            pending = await admit(plan, unit, pending, self._clock.now(), inbox_on=self._defences.inbox)
-            plan.accepted = pending
+            await unit.lock([_standing(lane) for lane in batch.lanes.values()])
+            pending = await admit(batch, unit, pending, self._clock.now(), inbox_on=self._defences.inbox)
+            batch.accepted = pending
             while pending:
-                pending, missing = self._domains.fold(plan, pending)
+                pending, missing = self._domains.fold(batch, pending)
                 if missing:
-                    await self._loader.load(plan, unit, missing)
-            self._finish(plan)
-            plan.decided = time.perf_counter()
-            await unit.save(plan.writes)
-            self._prepare(plan)
+                    await self._loader.load(batch, unit, missing)
+            self._finish(batch)
+            batch.decided = time.perf_counter()
+            await unit.save(batch.writes)
+            self._prepare(batch)
 
     # --- writing and sending ---------------------------------------------------------------------------------
 
-    def _finish(self, plan: Plan) -> None:
+    def _finish(self, batch: Batch) -> None:
         at = self._clock.now()
-        for key, row in plan.rows:
+        for key, row in batch.rows:
             kind, id = key
             test = self._claimable.get(kind)
             if test is None or not test(row):
                 continue
-            lane = plan.lanes[row.lane]
-            new = plan.is_new(key)
+            lane = batch.lanes[row.lane]
+            new = batch.is_new(key)
             leased = self._steps.lease(row, at, new=new) if self._steps else None
             if leased is not None:
                 if new:
-                    plan.unlisted.append((lane, id))
-                plan.replace(lane, getattr(row, self._specs[kind].parent), leased)
-                plan.started.append((leased, lane))
+                    batch.unlisted.append((lane, id))
+                batch.replace(lane, getattr(row, self._specs[kind].parent), leased)
+                batch.started.append((leased, lane))
             elif self._hint is not None:
                 hint = self._hint(row)
                 if hint is not None:
-                    plan.hints.append(hint)
-        plan.finish()
+                    batch.hints.append(hint)
+        batch.finish()
 
-    def _prepare(self, plan: Plan) -> None:
-        """Make ready what is sent and started once the plan is committed."""
-        plan.sends = plan.records()
-        if _is_crowd(plan):
-            plan.sends = self.log.encoded(plan.sends)
+    def _prepare(self, batch: Batch) -> None:
+        """Make ready what is sent and started once the batch is committed."""
+        batch.sends = batch.records()
+        if _is_crowd(batch):
+            batch.sends = self.log.encoded(batch.sends)
         if self._steps:
-            plan.ready = [self._steps.prepare(row, lane) for row, lane in plan.started]
+            batch.ready = [self._steps.prepare(row, lane) for row, lane in batch.started]
 
-    def _committed(self, plan: Plan) -> None:
-        self._reception.count(plan)
-        if not plan.writes.advances:
+    def _committed(self, batch: Batch) -> None:
+        self._reception.count(batch)
+        if not batch.writes.advances:
             return
-        for (kind, id), row in plan.changed:
+        for (kind, id), row in batch.changed:
             if kind in self._claimable and row.leased_by is None:
-                plan.lanes[row.lane].unlisted.pop(id, None)
-        for lane, id in plan.unlisted:
-            lane.unlisted[id] = lane.position, plan.at
-        plan.committed()
-        lanes = {made.lane.id: made.lane for made in plan.made.values()}
+                batch.lanes[row.lane].unlisted.pop(id, None)
+        for lane, id in batch.unlisted:
+            lane.unlisted[id] = lane.position, batch.at
+        batch.committed()
+        lanes = {made.lane.id: made.lane for made in batch.made.values()}
         # Behind a send that failed nothing may go out: it would overtake what the drain sends first.
-        sending = {id: lane for id, lane in lanes.items() if lane.settle() or not self._defences.order}
-        sends = plan.sends
+        sending = {id: lane for id, lane in lanes.items() if lane.acknowledge() or not self._defences.order}
+        sends = batch.sends
         if len(sending) < len(lanes):  # Else they stay as they were encoded.
             sends = [out for out in sends if out.lane in sending]
         if sends:
             # Somebody waits for the end of a run. A crowd's leave while we decide and Postgres has nothing to do.
-            at_once = plan.writes.outbox or plan.finished or _is_crowd(plan)
+            at_once = batch.writes.outbox or batch.finished or _is_crowd(batch)
             future = self.log.enqueue(sends, patience=0.0 if at_once else PATIENCE_SECONDS)
             future.add_done_callback(_retrieved)
             for lane in sending.values():
                 lane.sending(lane.position, future)
-        if plan.replies or plan.hints:
-            best_effort = self.log.enqueue([*plan.replies, *plan.hints])
+        if batch.replies or batch.hints:
+            best_effort = self.log.enqueue([*batch.replies, *batch.hints])
             best_effort.add_done_callback(_retrieved)
         if self._steps:
-            for step in plan.ready:
+            for step in batch.ready:
                 self._steps.start(step)
-        for lane, aggregate_id in plan.finished:
+        for lane, aggregate_id in batch.finished:
             lane.forget(aggregate_id)
-        for made in plan.made.values():
+        for made in batch.made.values():
             made.lane.shrink()
 
-    def _tell(self, plan: Plan, *, at_once: bool) -> None:
+    def _tell(self, batch: Batch, *, at_once: bool) -> None:
         """Telemetry of a committed batch: one call, however many records it held."""
-        if self._telemetry is SILENT or not plan.decided:
+        if self._telemetry is SILENT or not batch.decided:
             return
-        now, writes = time.perf_counter(), plan.writes
-        records = Counter(accepted.command.type for accepted in plan.accepted)
-        moved_on = sum(count for id, count in plan.handled.items() if plan.lanes[id].ingress)
+        now, writes = time.perf_counter(), batch.writes
+        records = Counter(accepted.command.type for accepted in batch.accepted)
+        moved_on = sum(count for id, count in batch.handled.items() if batch.lanes[id].ingress)
         if moved_on:
             records[INGRESS_TYPE] = moved_on
         self._telemetry.batch(
-            Batch(
+            BatchReport(
                 records=records,
                 rows=sum(len(rows) for made in (writes.inserts, writes.updates) for rows in made.values()),
                 events=len(writes.events),
                 outs=len(writes.outbox),
-                steps=len(plan.started),
-                ended=len(plan.finished),
+                steps=len(batch.started),
+                ended=len(batch.finished),
                 dead_letters=len(writes.dead_letters),
-                deciding_seconds=plan.decided - plan.began,
-                committing_seconds=now - plan.decided,
+                deciding_seconds=batch.decided - batch.began,
+                committing_seconds=now - batch.decided,
                 at_once=at_once,
             )
         )
-        if self._telemetry.traces and plan.accepted:
-            self._telemetry.handled([each.envelope for each in plan.accepted], plan.at, self._clock.now())
+        if self._telemetry.traces and batch.accepted:
+            self._telemetry.handled([each.envelope for each in batch.accepted], batch.at, self._clock.now())
 
     async def fire_timers(self) -> None:
         """Move the due timers of our lanes to their outbox and send them. Raises as `handle` does."""
@@ -441,22 +441,22 @@ class Kernel:
         due = await self.store.due_lanes(list(lanes))
         if not due:
             return
-        plan = Plan(self._partitions, self._specs, self._domains.reactions, self._clock.now())
+        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now())
         try:
             async with self.store.unit() as unit:
                 await unit.lock([_standing(lanes[id]) for id in due])
                 for out in await unit.due_timers(due):
-                    plan.send(lanes[out.lane], out)
-                if plan.made:
-                    self._finish(plan)
-                    await unit.save(plan.writes)
-                    self._prepare(plan)
+                    batch.send(lanes[out.lane], out)
+                if batch.made:
+                    self._finish(batch)
+                    await unit.save(batch.writes)
+                    self._prepare(batch)
         except Fenced as fenced:
             self._lose(fenced)
         except Unknown as unknown:
             self._give_up(due, str(unknown))
         else:
-            self._committed(plan)
+            self._committed(batch)
 
     async def list_leases(self) -> None:
         """List the leases of steps that have lasted for a while. Raises Unavailable."""
@@ -479,7 +479,7 @@ class Kernel:
         idle = []
         for lane in self.lanes.values():
             behind = lane.sent > lane.trimmed or lane.dealt > lane.next_offset
-            if lane.usable and lane.settle() and behind and lane.position == lane.position_swept:
+            if lane.usable and lane.acknowledge() and behind and lane.position == lane.position_swept:
                 idle.append(lane)
             lane.position_swept = lane.position
         if not idle:
@@ -496,20 +496,20 @@ class Kernel:
                 lane.trimmed = advance.sent
                 lane.next_offset = advance.next
 
-    async def settle(self) -> None:
+    async def drain_failed(self) -> None:
         """Wait for what is being sent, and drain the lanes whose sends failed. Raises SendFailed if that fails too."""
         for lane in list(self.lanes.values()):
-            if not lane.settle():
+            if not lane.acknowledge():
                 await self.drain(lane)
 
     @property
     def failed_lanes(self) -> list[Lane]:
         """Lanes with a failed send: they must be drained before they go on."""
-        return [lane for lane in self.lanes.values() if not lane.settle()]
+        return [lane for lane in self.lanes.values() if not lane.acknowledge()]
 
 
-def _is_crowd(plan: Plan) -> bool:
-    return len(plan.accepted) >= CROWD
+def _is_crowd(batch: Batch) -> bool:
+    return len(batch.accepted) >= CROWD
 
 
 def _standing(lane: Lane) -> Advance:

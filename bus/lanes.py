@@ -128,7 +128,7 @@ class Lane:
     def sending(self, position: int, acknowledged: asyncio.Future[None]) -> None:
         self._sending.append((position, acknowledged))
 
-    def settle(self) -> bool:
+    def acknowledge(self) -> bool:
         """Move `sent` over the contiguous acknowledged prefix; False if a send failed."""
         while self._sending and self._sending[0][1].done():
             position, future = self._sending[0]
@@ -139,7 +139,7 @@ class Lane:
         return True
 
     @property
-    def unsettled(self) -> list[asyncio.Future[None]]:
+    def unacknowledged(self) -> list[asyncio.Future[None]]:
         return [future for _, future in self._sending]
 
     def forget_sending(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bus.batch import Accepted, Batch
 from bus.decider import Key, Missing
-from bus.plan import Accepted, Plan
 from bus.store import Unit
 from infra.db import TableSpec
 from schemas.messages import Command
@@ -28,7 +28,7 @@ class Loader:
         self._immutable = immutable
         self._facts_max = facts_max
 
-    async def load(self, plan: Plan, unit: Unit, missing: list[tuple[Accepted, Missing]]) -> None:
+    async def load(self, batch: Batch, unit: Unit, missing: list[tuple[Accepted, Missing]]) -> None:
         """Read what the decisions lack: by table, all aggregates at once."""
         by_id: dict[type[Any], dict[str, Accepted]] = {}
         by_parent: dict[type[Any], dict[str, Accepted]] = {}
@@ -43,32 +43,32 @@ class Loader:
                 facts.setdefault(kind, set()).add(id)
         for kind, wanted in by_id.items():
             for id, row in _by_id(await unit.load(self._specs[kind], list(wanted)), wanted).items():
-                self._keep(plan, wanted[id], kind, id, row)
+                self._keep(batch, wanted[id], kind, id, row)
         for kind, parents in by_parent.items():
             spec = self._specs[kind]
             for row in await unit.load_live(spec, list(parents)):
-                self._keep(plan, parents[getattr(row, spec.parent)], kind, row.id, row)
+                self._keep(batch, parents[getattr(row, spec.parent)], kind, row.id, row)
             for id, accepted in parents.items():
                 accepted.lane.aggregate(id).groups.add(kind)
         for kind, ids in facts.items():
             found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
             for id in ids:
-                plan.facts[kind, id] = found.get(id)
+                batch.facts[kind, id] = found.get(id)
                 if kind in self._immutable and found.get(id) is not None:
                     self._remember(kind, id, found[id])
 
-    def _keep(self, plan: Plan, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
+    def _keep(self, batch: Batch, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
-        plan.touched.add((accepted.lane.id, accepted.aggregate_id))
+        batch.touched.add((accepted.lane.id, accepted.aggregate_id))
         key = (kind, id)
         if row is not None and getattr(row, self._specs[kind].parent) != accepted.aggregate_id:
             # Named by a command for another aggregate (or tenant): as if it did not exist, and not held.
             aggregate.rows[key] = None
             return
-        if key in plan.held and key in aggregate.rows:
+        if key in batch.held and key in aggregate.rows:
             return  # Changed by this very batch: what is in memory is newer.
         aggregate.rows[key] = row
-        plan.held.add(key)
+        batch.held.add(key)
         if row is None and kind is self._heads[type(accepted.command)]:
             aggregate.whole = True
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from bus.batch import Accepted, Batch, Partitions
 from bus.dead_letters import letter_of
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
-from bus.plan import Accepted, Partitions, Plan
 from bus.store import Incoming, Out
 from schemas import registry
 from schemas.envelope import Envelope, Malformed, decode_headers
@@ -38,39 +38,39 @@ class Reception:
         self._defences = defences
         self._ingress = ingress
 
-    def accept(self, plan: Plan, batch: Sequence[Incoming]) -> list[Accepted]:
+    def accept(self, batch: Batch, records: Sequence[Incoming]) -> list[Accepted]:
         """The commands of a batch; what is not one becomes a dead letter, or stops its lane."""
         accepted = []
-        for record in batch:
-            lane = plan.lanes.get(record.lane)
+        for record in records:
+            lane = batch.lanes.get(record.lane)
             if lane is None or not lane.usable:
                 continue
             if record.offset >= 0 and lane.handed and lane.was_handed(record.headers):
-                plan.skip(lane, record.offset)
+                batch.skip(lane, record.offset)
                 continue
             if record.decoded is not None:
                 lane.handed[record.decoded[0].id] = None
                 envelope, command = record.decoded
                 accepted.append(Accepted(lane, -1, command, envelope, record.key_text, record))
-                plan.advance(lane, -1)
+                batch.advance(lane, -1)
                 continue
             try:
                 envelope = decode_headers(record.headers)
-                if plan.poison is not None and lane.ingress:
-                    raise Malformed("poison", plan.poison)
+                if batch.poison is not None and lane.ingress:
+                    raise Malformed("poison", batch.poison)
                 if len(record.body or b"") > MESSAGE_BYTES_MAX:
                     raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
                 if lane.ingress:
-                    self._forward(plan, lane, record, envelope)
+                    self._forward(batch, lane, record, envelope)
                 else:
                     accepted.append(self._decode(lane, record, envelope))
             except Malformed as error:
                 if error.code in ("unknown_type", "unknown_schema_version") and not lane.ingress:
                     stop(lane, f"{error} at offset {record.offset}; a newer release may know it")
                     continue
-                self.bury(plan, lane, record, error.code, error.detail)
-            plan.advance(lane, record.offset)
-            plan.handled[lane.id] = plan.handled.get(lane.id, 0) + 1
+                self.bury(batch, lane, record, error.code, error.detail)
+            batch.advance(lane, record.offset)
+            batch.handled[lane.id] = batch.handled.get(lane.id, 0) + 1
         return accepted
 
     def _decode(self, lane: Lane, record: Incoming, envelope: Envelope) -> Accepted:
@@ -93,32 +93,32 @@ class Reception:
                 raise Malformed("expired", f"the record is {age:.0f} s old")
         return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
 
-    def _forward(self, plan: Plan, lane: Lane, record: Incoming, envelope: Envelope) -> None:
+    def _forward(self, batch: Batch, lane: Lane, record: Incoming, envelope: Envelope) -> None:
         if self._ingress is None:
             raise Malformed("unauthenticated", "nothing is accepted on ingress here")
         envelope, command = self._ingress(envelope, record.body)
         key = command.aggregate_id(envelope.tenant_id, envelope.id)
         partition = partition_of(key, self._partitions.commands)
-        plan.send(
+        batch.send(
             lane,
             Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), envelope.tenant_id),
         )
 
-    def bury(self, plan: Plan, lane: Lane, record: Incoming, code: str, detail: str) -> None:
+    def bury(self, batch: Batch, lane: Lane, record: Incoming, code: str, detail: str) -> None:
         """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
-        letter = letter_of(record, lane.id, code, detail, plan.at)
+        letter = letter_of(record, lane.id, code, detail, batch.at)
         if self._defences.dead_letters:
-            plan.bury(lane, letter)
+            batch.bury(lane, letter)
         if not any(name == "ce_fingerprint" for name, _ in record.headers):
-            plan.died[lane.id] = plan.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
+            batch.died[lane.id] = batch.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
         log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])
 
-    def count(self, plan: Plan) -> None:
+    def count(self, batch: Batch) -> None:
         """A lane of commands on which too many records die has met something that needs a person."""
-        for lane_id, handled in plan.handled.items():
-            plan.lanes[lane_id].handled += handled
-        for lane_id, died in plan.died.items():
-            lane = plan.lanes[lane_id]
+        for lane_id, handled in batch.handled.items():
+            batch.lanes[lane_id].handled += handled
+        for lane_id, died in batch.died.items():
+            lane = batch.lanes[lane_id]
             lane.died += died
             enough = lane.handled >= self._limits.dead_window_records
             if not lane.ingress and enough and lane.died > self._limits.dead_ratio * lane.handled:

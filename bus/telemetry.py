@@ -13,7 +13,7 @@ INGRESS_TYPE = "ingress"
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchReport:
     """What one committed transaction did. Seconds are of this process's monotonic clock.
 
     `records`: commands by type, INGRESS_TYPE for those of `ingress`. `rows`: rows of projections inserted or
@@ -64,7 +64,7 @@ class Telemetry(Protocol):
     def traces(self) -> bool:
         """Whether `handled` wants to be called."""
 
-    def batch(self, done: Batch) -> None:
+    def batch(self, done: BatchReport) -> None:
         """Once for each committed transaction of records."""
 
     def handled(self, commands: Sequence[Envelope], began: float, ended: float) -> None:
@@ -92,7 +92,7 @@ class Silent:
 
     traces = False
 
-    def batch(self, done: Batch) -> None:
+    def batch(self, done: BatchReport) -> None:
         return None
 
     def handled(self, commands: Sequence[Envelope], began: float, ended: float) -> None:

@@ -180,7 +180,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._wake.set()
         self._room.set()
         async with self._busy:
-            sending = [future for lane in self.kernel.lanes.values() for future in lane.unsettled]
+            sending = [future for lane in self.kernel.lanes.values() for future in lane.unacknowledged]
             if sending:
                 await asyncio.wait(sending, timeout=5)
             await self._commit(self.kernel.lanes.values())

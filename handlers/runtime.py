@@ -110,7 +110,7 @@ class Runtime:
         run = _run(rows, meta)
         if run.status in GOING and run.mode == "manual":
             yield wire.StepsAllowed(allowance=command.max_steps)
-            yield from self._progress(rows, meta).settle()
+            yield from self._progress(rows, meta).advance()
 
     def execute_node(self, command: wire.ExecuteNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run, row = _going_node(rows, meta, command.node_run_id)
@@ -119,7 +119,7 @@ class Runtime:
         if row.status == "queued" and not row.ready and run.mode == "manual":
             progress = self._progress(rows, meta)
             yield from progress.execute(row)
-            yield from progress.settle()
+            yield from progress.advance()
 
     def set_run_status(self, command: wire.SetRunStatus, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
@@ -154,7 +154,7 @@ class Runtime:
             raise Rejected("lease_held", f"{row.leased_by} executes this node run")
         progress = self._progress(rows, meta)
         node, iteration = progress.place(row)
-        said = {"worker": command.worker_key}
+        report = {"worker": command.worker_key}
         match command.status:
             case "running":
                 if row.status != "running":
@@ -163,12 +163,12 @@ class Runtime:
             case "completed":
                 output = command.output or {}
                 _refuse_large(output)
-                yield from progress.completed(node, iteration, row, output, command.output_text, said=said)
+                yield from progress.completed(node, iteration, row, output, command.output_text, report=report)
             case "failed":
                 _refuse_large(command.output or {})
                 error = NodeError(command.error_code or "set_by_hand", command.error_message or "", retryable=False)
                 yield from progress.failed(
-                    node, iteration, row, error, output=command.output, text=command.output_text, said=said
+                    node, iteration, row, error, output=command.output, text=command.output_text, report=report
                 )
             case "skipped":
                 yield from progress.skipped(row)
@@ -182,13 +182,13 @@ class Runtime:
             return
         progress = self._progress(rows, meta)
         node, iteration = progress.place(row)
-        said = _said(command)
+        report = _report(command)
         try:
             check_size(command.output)
         except NodeError as error:
-            yield from progress.failed(node, iteration, row, error, said=said)
+            yield from progress.failed(node, iteration, row, error, report=report)
         else:
-            yield from progress.completed(node, iteration, row, command.output, command.output_text, said=said)
+            yield from progress.completed(node, iteration, row, command.output, command.output_text, report=report)
         yield from self._after(progress)
 
     def fail(self, command: wire.FailNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
@@ -199,7 +199,7 @@ class Runtime:
         node, iteration = progress.place(row)
         error = NodeError(command.error.code, command.error.message, retryable=command.retryable)
         yield from progress.failed(
-            node, iteration, row, error, output=command.output, text=command.output_text, said=_said(command)
+            node, iteration, row, error, output=command.output, text=command.output_text, report=_report(command)
         )
         yield from self._after(progress)
 
@@ -210,14 +210,14 @@ class Runtime:
         progress = self._progress(rows, meta)
         run = progress.run
         lost = NodeError("lease_lost", f"{row.requeues + 1} executors were lost with it", retryable=False)
-        said = {"started_at": row.started_at, "worker": row.leased_by}
+        report = {"started_at": row.started_at, "worker": row.leased_by}
         node, iteration = progress.place(row)
         unwinding = run.status in UNWINDING and "/" not in row.path
         if row.deadline_at and row.deadline_at <= meta.at:
             timeout = NodeError("timeout", f"no answer within {row.timeout_seconds} s")
-            yield from progress.failed(node, iteration, row, timeout, said=said)
+            yield from progress.failed(node, iteration, row, timeout, report=report)
         elif unwinding or row.requeues + 1 >= REQUEUES_MAX:
-            yield from progress.failed(node, iteration, row, lost, said=said)
+            yield from progress.failed(node, iteration, row, lost, report=report)
         else:
             yield wire.StepRequeued(node_run_id=row.id, lease_token=row.lease_token + 1, requeues=row.requeues + 1)
             return
@@ -273,7 +273,7 @@ class Runtime:
     def _after(self, progress: Progress) -> Iterator[Decision]:
         status = progress.run.status
         if status in GOING:
-            yield from progress.settle()
+            yield from progress.advance()
         elif status in UNWINDING:
             yield from progress.unwind()
 
@@ -352,7 +352,7 @@ def _going_node(rows: Rows, meta: Meta, node_run_id: str, ended_status: str = ""
     return run, row
 
 
-def _said(command: wire.CompleteNode | wire.FailNode) -> JsonObject:
+def _report(command: wire.CompleteNode | wire.FailNode) -> JsonObject:
     return {"started_at": command.started_at, "ended_at": command.ended_at, "worker": command.worker}
 
 

@@ -150,7 +150,7 @@ def test_what_is_no_lane_is_refused(name: str) -> None:
 
 async def examine(settings: Settings) -> Report:
     return await verify(
-        settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix, settle_seconds=3
+        settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix, patience_seconds=3
     )
 
 

@@ -96,7 +96,7 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
         async with running(settings) as live:
             ids = await work(live)
             await live.rest()
-            report = await examine(settings, settle_seconds=10.0)
+            report = await examine(settings, patience_seconds=10.0)
             assert report.clean, report.document()
         return Worked(settings, **ids)
 
@@ -104,7 +104,7 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
 
 
 async def examine(settings: Settings, **options: float) -> Report:
-    options = {"settle_seconds": 0.3} | options
+    options = {"patience_seconds": 0.3} | options
     return await verify(
         settings.required_database_url, settings.required_kafka_bootstrap, settings.topic_prefix, **options
     )
@@ -147,7 +147,7 @@ async def test_a_system_under_load_is_clean(services: EmbeddedStack) -> None:
 
         loading = asyncio.create_task(load())
         try:
-            reports = [await examine(settings, settle_seconds=10.0) for _ in range(3)]
+            reports = [await examine(settings, patience_seconds=10.0) for _ in range(3)]
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)

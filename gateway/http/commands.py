@@ -125,7 +125,7 @@ async def _stored(gateway: Gateway, it: Sending) -> Outcome | None:
     except DatabaseUnavailable:
         raise unavailable("postgres", it.command_id) from None
     if outcome is not None:
-        gateway.in_flight.settled(it.command_id)
+        gateway.in_flight.ended(it.command_id)
     return outcome
 
 

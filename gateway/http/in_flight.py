@@ -74,7 +74,7 @@ class InFlight:
     def count(self, tenant_id: str) -> int:
         return self._of_tenant.get(tenant_id, 0)
 
-    def settled(self, command_id: str) -> None:
+    def ended(self, command_id: str) -> None:
         """Its outcome was read elsewhere: it counts no longer. Whoever else waits finds it the same way."""
         sent = self._sent.get(command_id)
         if sent and not sent.waiting:

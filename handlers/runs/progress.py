@@ -55,9 +55,9 @@ class Progress(RunReader):
         for index in (self._program.by_id[initial_node],) if initial_node else self._program.starts:
             node = self._program.nodes[index]
             self._queue.append(Enabled(node, (1,) * len(node.loops)))
-        yield from self.settle()
+        yield from self.advance()
 
-    def settle(self) -> Iterator[Decision]:
+    def advance(self) -> Iterator[Decision]:
         """Begin what is enabled until nothing is, then see whether the run has ended."""
         while enabled := self._next():
             if self.run.status not in GOING:
@@ -82,7 +82,7 @@ class Progress(RunReader):
             row = cast(NodeRun, self._rows.get(NodeRun, row.id))
             if row.status == "queued":  # An early join before it may have cancelled it.
                 yield from self.execute(row)
-        yield from self.settle()
+        yield from self.advance()
 
     def execute(self, row: NodeRun) -> Iterator[Decision]:
         """Run a node run that exists and is not ready: pure ones at once, others as a step."""
@@ -185,14 +185,14 @@ class Progress(RunReader):
         route: str | None = None,
         error: Failure | None = None,
         leaving: bool = False,
-        said: JsonObject | None = None,
+        report: JsonObject | None = None,
     ) -> Iterator[Decision]:
         """A node run ends well: its edges resolve, what they enable is queued."""
         going = self.run.status in GOING
         names = self._names(node, iteration) if row is None else {"node_run_id": row.id}
         if row is not None and "/" in row.path:
             yield wire.NodeCompleted(
-                **names, output=output, output_text=text, state_updates=state_updates, **self._said(row, said)
+                **names, output=output, output_text=text, state_updates=state_updates, **self._report(row, report)
             )
             return
         early = False
@@ -219,7 +219,7 @@ class Progress(RunReader):
             sink=going and not taken,
             compensable=node.compensation is not None,
             marks=resolution.marks,
-            **self._said(row, said),
+            **self._report(row, report),
         )
         self._queue.extend(resolution.enabled)
         if early:
@@ -235,7 +235,7 @@ class Progress(RunReader):
         output: JsonObject | None = None,
         text: str | None = None,
         leaving: bool = False,
-        said: JsonObject | None = None,
+        report: JsonObject | None = None,
     ) -> Iterator[Decision]:
         """An attempt fails: retry, else an edge labelled `failed`, else on_error, else the run fails."""
         compensation = row is not None and "/" in row.path
@@ -243,18 +243,20 @@ class Progress(RunReader):
         if error.retryable and (going or (compensation and self.run.compensates)):
             attempt = row.attempt if row else 1
             if attempt < (node.config.retry_policy or _DEFAULT_RETRY).max_attempts:
-                yield from self._retry(node, iteration, row, attempt, error, said)
+                yield from self._retry(node, iteration, row, attempt, error, report)
                 return
         failure = Failure(code=error.code, message=error.message[:2_000], node_id=node.id)
         names = self._names(node, iteration) if row is None else {"node_run_id": row.id}
-        ending = {**names, "error": failure, "output": output, "output_text": text, **self._said(row, said)}
+        ending = {**names, "error": failure, "output": output, "output_text": text, **self._report(row, report)}
         if compensation or not going:
             lost = error.code == "lease_lost" and not compensation
             if lost or node.config.on_error == "fail" or (self._handles(node) and not compensation):
                 compensable = lost and node.compensation is not None
                 yield wire.NodeFailed(**ending, compensable=compensable)
             else:
-                yield from self.completed(node, iteration, row, _default_output(node), text, error=failure, said=said)
+                yield from self.completed(
+                    node, iteration, row, _default_output(node), text, error=failure, report=report
+                )
             return
         taken: list[int] = []
         resolution = self._resolve(node, iteration, lambda label: label == "failed", leaving=leaving, taken=taken)
@@ -263,7 +265,7 @@ class Progress(RunReader):
             self._queue.extend(resolution.enabled)
         elif node.config.on_error != "fail":
             output = _default_output(node)
-            yield from self.completed(node, iteration, row, output, text, error=failure, leaving=leaving, said=said)
+            yield from self.completed(node, iteration, row, output, text, error=failure, leaving=leaving, report=report)
         else:
             yield wire.NodeFailed(**ending)
             yield from self.fail_run(failure, names["node_run_id"], compensable=node.compensation is not None)
@@ -278,7 +280,7 @@ class Progress(RunReader):
         row: NodeRun | None,
         attempt: int,
         error: NodeError,
-        said: JsonObject | None,
+        report: JsonObject | None,
     ) -> Iterator[Decision]:
         policy = node.config.retry_policy or _DEFAULT_RETRY
         delay = policy.retry_delay_seconds * (2 ** (attempt - 1) if policy.backoff == "exponential" else 1)
@@ -288,7 +290,7 @@ class Progress(RunReader):
             yield self._scheduled(Enabled(node, iteration), ready=False)
         id = row.id if row else node_run_id(self._run_id, node.id, iteration_text(iteration))
         failure = Failure(code=error.code, message=error.message[:2_000], node_id=node.id)
-        worker = (said or {}).get("worker", "")
+        worker = (report or {}).get("worker", "")
         yield wire.NodeRetryScheduled(
             node_run_id=id, attempt=attempt, error=failure, due_at=self._meta.at + delay, worker=worker
         )
@@ -451,13 +453,13 @@ class Progress(RunReader):
     def _wake(self, id: str, attempt: int, seconds: float) -> After:
         return After(seconds, wire.WakeNode(run_id=self._run_id, node_run_id=id, attempt=attempt))
 
-    def _said(self, row: NodeRun | None, said: JsonObject | None) -> JsonObject:
+    def _report(self, row: NodeRun | None, report: JsonObject | None) -> JsonObject:
         """Attempt, token, times and worker of an ended node run."""
         if row is None:
             return {}
         ending: JsonObject = {"attempt": row.attempt, "lease_token": row.lease_token}
-        if said:
-            ending.update(said)
+        if report:
+            ending.update(report)
         elif row.started_at:
             ending["started_at"] = row.started_at
         return ending

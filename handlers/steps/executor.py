@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from bus.postgres import DRIVER_ERRORS
 from bus.store import Log, Out, SendFailed
-from handlers.steps.leases import Lapsed, Leases, RunOf
+from handlers.steps.leases import ExpiredLease, Leases, RunOf
 from handlers.steps.pool import Result, StepPool
 from projections.runtime import NodeRun
 from schemas import registry
@@ -172,15 +172,15 @@ class Sweeper:
                 continue
             try:
                 expired = await self._leases.expired(lanes)
-                unheard = await self._leases.unheard(lanes)
+                unacknowledged = await self._leases.unacknowledged(lanes)
                 records = [self._record(row, _expiry(row), "expire") for row in expired]
-                records += [self._record(row, _answer(row), "result") for row in unheard]
+                records += [self._record(row, _answer(row), "result") for row in unacknowledged]
                 if records:
                     await self._log.publish(records)
             except (*DATABASE_ERRORS, SendFailed) as error:
                 log.warning("the sweep of leases waits: %s", error)
 
-    def _record(self, row: Lapsed, command: Command, what: str) -> Out:
+    def _record(self, row: ExpiredLease, command: Command, what: str) -> Out:
         envelope = Envelope(
             id=derive(row.id, f"{what}:{row.lease_token}"),
             type=command.type,
@@ -194,10 +194,10 @@ class Sweeper:
         return Out(-1, 0, COMMANDS, partition, row.run_id, envelope.headers(), command.encode(), row.tenant_id)
 
 
-def _expiry(row: Lapsed) -> Command:
+def _expiry(row: ExpiredLease) -> Command:
     return ExpireLease(run_id=row.run_id, node_run_id=row.id, lease_token=row.lease_token)
 
 
-def _answer(row: Lapsed) -> Command:
+def _answer(row: ExpiredLease) -> Command:
     name, body = (row.result or b"").split(b"\n", 1)
     return registry.decode_command(name.decode(), body, trusted=True)

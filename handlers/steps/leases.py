@@ -1,4 +1,4 @@
-"""Leases of steps in Postgres: claim ready ones, renew ours, find those that ran out or went unheard."""
+"""Leases of steps in Postgres: claim ready ones, renew ours, find those that ran out or went unacknowledged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.lane = ANY($1::int2[]) AND n.listed = {LEASED} AND n.result IS NULL
   AND n.lease_until < extract(epoch FROM clock_timestamp()) LIMIT 300"""
 
-_UNHEARD = f"""SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, n.result, r.traceparent, r.correlation_id
+_UNACKNOWLEDGED = f"""SELECT n.id, n.run_id, n.tenant_id, n.lane, n.lease_token, n.result, r.traceparent,
+  r.correlation_id
 FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.lane = ANY($1::int2[]) AND n.listed = {LEASED} AND n.result IS NOT NULL
   AND n.lease_until < extract(epoch FROM clock_timestamp()) LIMIT 300"""
@@ -76,7 +77,7 @@ class RunOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Lapsed:
+class ExpiredLease:
     """A step to be told of to its lane. `result`: what its executor stored, if it got that far."""
 
     id: str
@@ -130,10 +131,10 @@ class Leases:
         rows = await self._pool.fetch(_MADE_SINCE, list(floors), list(floors.values()))
         await self.list_leased([orjson.loads(row[0])["node_run_id"] for row in rows])
 
-    async def expired(self, lanes: Sequence[int]) -> list[Lapsed]:
+    async def expired(self, lanes: Sequence[int]) -> list[ExpiredLease]:
         rows = await self._pool.fetch(_EXPIRED, sorted(lanes))
-        return [Lapsed(str(r[0]), str(r[1]), r[2], r[3], r[4], r[5], r[6]) for r in rows]
+        return [ExpiredLease(str(r[0]), str(r[1]), r[2], r[3], r[4], r[5], r[6]) for r in rows]
 
-    async def unheard(self, lanes: Sequence[int]) -> list[Lapsed]:
-        rows = await self._pool.fetch(_UNHEARD, sorted(lanes))
-        return [Lapsed(str(r[0]), str(r[1]), r[2], r[3], r[4], r[6], r[7], r[5]) for r in rows]
+    async def unacknowledged(self, lanes: Sequence[int]) -> list[ExpiredLease]:
+        rows = await self._pool.fetch(_UNACKNOWLEDGED, sorted(lanes))
+        return [ExpiredLease(str(r[0]), str(r[1]), r[2], r[3], r[4], r[6], r[7], r[5]) for r in rows]

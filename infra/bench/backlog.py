@@ -35,7 +35,7 @@ async def backlog(bench: Bench) -> None:
         began = time.perf_counter()
         ids = await platform.queue(version, runs)
         queued = time.perf_counter() - began
-        await bench.settle()
+        await bench.quiesce()
         done = platform.node_runs
         async with platform.running():
             series, spent = await _drained(platform, done)
@@ -92,7 +92,7 @@ async def noisy(bench: Bench) -> None:
     """A tenant with few runs at a time, alone and while another has queued very many."""
     options = bench.options
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with bench.platform.running():
             loud = await bench.platform.create_workflow(NODES, NOOP, NOISY)
             quiet = Chain(bench.platform, await bench.platform.create_workflow(NODES, NOOP, QUIET), NODES, QUIET)

@@ -102,7 +102,7 @@ class Bench:
             self.say(line)
         return found
 
-    async def settle(self) -> None:
+    async def quiesce(self) -> None:
         """Write out what earlier measurements left to write, so that the next does not pay for it."""
         connection = await asyncpg.connect(self.stack.database_url)
         try:

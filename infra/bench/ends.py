@@ -2,7 +2,7 @@
 
 Decoding every event took 26 us of CPU a step, a sixth of what the worker spends, on the same cores; a client that waits
 for an end needs none but that. Format: Kafka protocol guide, "Record Batch" (magic 2); the headers are those of
-`bus.plan.event_record`, in its order.
+`bus.batch.event_record`, in its order.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ async def http(bench: Bench) -> None:
             raise BenchFailed(f"POST {APPS} was answered with {status} {body[:300]!r}")
 
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with bench.platform.running(), _gateway(bench.platform) as (port, kinds):
             for count, name in ((1, "one client"), (options.reads_in_flight, f"{options.reads_in_flight} clients")):
                 async with _clients(port, count, request) as one:
@@ -111,7 +111,7 @@ async def reads(bench: Bench) -> None:
             raise BenchFailed(f"GET {RUNS}/{id} was answered with {status} {body[:300]!r}")
 
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with _gateway(platform) as (port, kinds):
             await _check_isolation(port, next(turn))
             async with _clients(port, options.reads_in_flight, request) as one:

@@ -22,7 +22,7 @@ async def length(bench: Bench) -> None:
     options = bench.options
     in_flight = options.long_in_flight
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with bench.platform.running():
             for nodes in (NODES, options.long_nodes):
                 version = await bench.platform.create_workflow(nodes, NOOP)
@@ -52,7 +52,7 @@ async def stored(bench: Bench) -> None:
         bench.repeat = 0
         async with _chain(bench, full) as system:
             await system.load(bench.warm_up(max(options.in_flight)))
-            await bench.settle()
+            await bench.quiesce()
             await _measured(bench, system, full, f"{names[1]}, right after a checkpoint")
             for _ in range(STEADY_FACTOR):
                 await system.load(_most(bench, options.seconds))
@@ -114,7 +114,7 @@ async def workers(bench: Bench) -> None:
     sizes = (("saturated", options.saturating), (f"{few} in flight", few))
     loads = [(count, size, in_flight) for size, in_flight in sizes for count in (1, 2)]
     for _ in bench.repeats():
-        await bench.settle()  # Not before each: the pages that go to the log whole after it would be charged to one.
+        await bench.quiesce()  # Not before each: the pages that go to the log whole after it would be charged to one.
         loads.reverse()
         for count, size, in_flight in loads:
             async with bench.platform.running(count):

@@ -26,7 +26,7 @@ async def rebuild(bench: Bench) -> None:
     """
     async with bench.fresh("rebuild") as platform:
         await _recorded(bench, platform)
-        await bench.settle()
+        await bench.quiesce()
         for _ in bench.repeats():
             for name, target in LOADS:
                 await _forgotten(platform, target)

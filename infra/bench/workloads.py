@@ -31,12 +31,12 @@ async def chain_10(bench: Bench) -> None:
     all of them.
     """
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, NOOP)
             await _chain_loads(bench, Chain(bench.platform, version, NODES))
         for name in bench.options.against:
-            await bench.settle()
+            await bench.quiesce()
             async with peer.started(name, bench.stack) as other:
                 await _chain_loads(bench, other)
 
@@ -58,7 +58,7 @@ async def pure_10(bench: Bench) -> None:
     options = bench.options
     in_flight = max(options.in_flight)
     for _ in bench.repeats():
-        await bench.settle()
+        await bench.quiesce()
         async with bench.platform.running():
             version = await bench.platform.create_workflow(NODES, PURE)
             system = Chain(bench.platform, version, NODES)

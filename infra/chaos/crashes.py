@@ -14,9 +14,9 @@ import asyncpg
 import orjson
 
 from bus import postgres
+from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
-from bus.plan import Partitions
 from bus.postgres import PostgresStore
 from bus.producer import Producer
 from bus.store import Out, SendFailed, Unavailable, Unknown, Writes
@@ -267,7 +267,7 @@ class Life:
                 await self._log.acknowledged()
                 self._crashes.at("after the batch, before the offset is committed")
             self._reader.seek_back(kernel.lanes.values())
-            await kernel.settle()
+            await kernel.drain_failed()
             await kernel.fire_timers()
             await kernel.trim()
             await self._execute_steps()

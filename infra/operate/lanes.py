@@ -10,9 +10,9 @@ from typing import Any, Literal
 import asyncpg
 
 from bus import postgres
+from bus.batch import Batch, Partitions
 from bus.dead_letters import letter_of
 from bus.lanes import INGRESS_BASE, Lane
-from bus.plan import Partitions, Plan
 from bus.postgres import PostgresStore
 from bus.replay import Extent, TopicReader
 from bus.store import Advance, Claimed, DeadLetter, Incoming
@@ -113,9 +113,9 @@ async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Sta
                 standing = await _locked(unit.connection, reader, id, force)
                 record = await _record(reader, standing)
                 letter = letter_of(record, id, "skipped", standing.stopped or "skipped by hand", await store.now())
-                plan = _plan(settings, standing, letter)
+                batch = _plan(settings, standing, letter)
                 await unit.lock([_advance(standing)])
-                await unit.save(plan.writes)
+                await unit.save(batch.writes)
                 await unit.connection.execute(_RESTART, id)
     finally:
         await pool.close()
@@ -140,7 +140,7 @@ async def resend(settings: Settings) -> int:
         await pool.close()
 
 
-def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Plan:
+def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Batch:
     """The letter, its record and the step, as the lane itself would have written them."""
     claimed = Claimed(
         standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent,
@@ -148,11 +148,11 @@ def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Plan:
     )  # fmt: skip
     lane = Lane(claimed, 1)
     partitions = Partitions(settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions)
-    plan = Plan(partitions, {}, {}, letter.at)
-    plan.bury(lane, letter)
-    plan.advance(lane, standing.next_offset)
-    plan.finish()
-    return plan
+    batch = Batch(partitions, {}, {}, letter.at)
+    batch.bury(lane, letter)
+    batch.advance(lane, standing.next_offset)
+    batch.finish()
+    return batch
 
 
 def _advance(standing: Standing) -> Advance:

@@ -19,8 +19,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import for_code
 
 from bus import postgres
+from bus.batch import Partitions, event_record
 from bus.lanes import INGRESS_BASE
-from bus.plan import Partitions, event_record
 from bus.postgres import PostgresStore
 from bus.producer import Producer
 from bus.replay import Extent, TopicReader

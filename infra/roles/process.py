@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 
-def settle_memory() -> None:
+def freeze_start_up_objects() -> None:
     """What is there at start-up stays; a batch makes many short-lived objects, which need no frequent collection."""
     gc.collect()
     gc.freeze()

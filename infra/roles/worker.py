@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
-from bus.plan import Partitions
 from bus.worker import Worker
 from handlers import access, catalog
 from handlers.ingress import IngressRules
@@ -22,7 +22,7 @@ from handlers.steps.pool import StepPool
 from infra import topics
 from infra.database.tables import PROJECTIONS
 from infra.roles.extras import Extras
-from infra.roles.process import settle_memory, stopping, working
+from infra.roles.process import freeze_start_up_objects, stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
 from infra.settings import Settings
@@ -31,7 +31,7 @@ from outbox.retention import Retention
 from projections.catalog import Version
 from projections.runtime import NodeRun
 
-SPARE_AT_ONCE = 32
+FALLBACK_AT_ONCE = 32
 
 
 async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
@@ -40,7 +40,7 @@ async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
         if not await until_reachable(settings, stop):
             return
         async with worker(settings, extras or Extras()) as running:
-            settle_memory()
+            freeze_start_up_objects()
             async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
                 await stop.wait()
                 await running.worker.stop()
@@ -101,33 +101,33 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         if parts.told.metrics is not None:
             parts.told.metrics.watch(LaneMetrics(lambda: _owned(running)))
         lanes = lambda: [lane.id for lane in running.lanes.values() if not lane.ingress]  # noqa: E731
-        spare, spare_pool, spare_leases = _spare(parts, settings)
+        fallback, fallback_pool, fallback_leases = _fallback(parts, settings)
         duties = [
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
-            spare,
+            fallback,
             Retention(parts.database),
-            Heartbeats(spare_pool, spare_leases, settings.lease_renew_seconds),
+            Heartbeats(fallback_pool, fallback_leases, settings.lease_renew_seconds),
         ]
         await running.start()
         try:
-            yield RunningWorker(running, parts, duties, [parts.pool, spare_pool])
+            yield RunningWorker(running, parts, duties, [parts.pool, fallback_pool])
         finally:
             await running.stop()
-            await spare_pool.stop(0)
+            await fallback_pool.stop(0)
 
 
 def _owned(worker: Worker) -> list[Owned]:
     return [Owned(lane, worker.end_offset(lane.id)) for lane in worker.lanes.values()]
 
 
-def _spare(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
+def _fallback(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool, Leases]:
     """Takes steps that nobody claimed, while this worker has room: its own lanes' and others'."""
-    leases = Leases(parts.database, f"{parts.owner}/spare", settings.lease_seconds)
+    leases = Leases(parts.database, f"{parts.owner}/fallback", settings.lease_seconds)
     pool = StepPool(
         parts.pool.performers,
-        dict.fromkeys(parts.pool.kinds, SPARE_AT_ONCE),
-        owner=f"{parts.owner}/spare",
+        dict.fromkeys(parts.pool.kinds, FALLBACK_AT_ONCE),
+        owner=f"{parts.owner}/fallback",
         deliver=undeliverable,
         lease_seconds=settings.lease_seconds,
         now=parts.clock.now,

@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bus.lanes import INGRESS_BASE
-from bus.telemetry import Batch, Span, Step
+from bus.telemetry import BatchReport, Span, Step
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, INGRESS
 
@@ -112,7 +112,7 @@ class BusMetrics:
         )
         self._executing = metrics.gauge("steps_executing", "Steps under way", ["kind"])
 
-    def batch(self, done: Batch) -> None:
+    def batch(self, done: BatchReport) -> None:
         (self._at_once if done.at_once else self._step_by_step).inc()
         records = 0
         for type, count in done.records.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from bus.telemetry import SILENT, Batch, Span, Step, Telemetry
+from bus.telemetry import SILENT, BatchReport, Span, Step, Telemetry
 from gateway.http.call import Call
 from gateway.http.telemetry import RequestSpan, RequestTelemetry
 from infra.settings import Settings
@@ -33,7 +33,7 @@ class Both:
         self._parts = parts
         self.traces = any(part.traces for part in parts)
 
-    def batch(self, done: Batch) -> None:
+    def batch(self, done: BatchReport) -> None:
         for part in self._parts:
             part.batch(done)
 

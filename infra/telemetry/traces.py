@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from bus.telemetry import Batch, Span, Step
+from bus.telemetry import BatchReport, Span, Step
 from gateway.http.call import Call
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS
@@ -144,7 +144,7 @@ class BusTraces:
         parent = self._tracer.parent(step.traceparent, step.tenant_id, step.correlation_id)
         return _StepSpan(self._tracer.begin(f"step {step.kind}", SpanKind.INTERNAL, attributes, parent))
 
-    def batch(self, done: Batch) -> None:
+    def batch(self, done: BatchReport) -> None:
         return None
 
     def claimed(self, lanes: int, seconds: float) -> None:

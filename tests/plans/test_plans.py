@@ -110,7 +110,7 @@ def hot_statements() -> dict[str, str]:
         "renew leases": leases._RENEW,
         "expired leases": leases._EXPIRED,
         "steps made since": leases._MADE_SINCE,
-        "unheard results": leases._UNHEARD,
+        "unacknowledged results": leases._UNACKNOWLEDGED,
     }
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from bus.batch import event_record
 from bus.decider import Recorded
-from bus.plan import event_record
 from bus.store import Out
 from infra.db import TableSpec
 from projections import catalog as catalog_rows

@@ -267,7 +267,7 @@ class Worker(Process):
             if missing:
                 await self.kernel.claim(missing)
                 self.world.note(f"{self.name} owns {missing}")
-            await self.kernel.settle()
+            await self.kernel.drain_failed()
         except (Unavailable, Unknown, SendFailed) as error:
             self.world.note(f"{self.name}: {type(error).__name__} {error}")
             for each in self.kernel.failed_lanes:

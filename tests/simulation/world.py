@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from bus.batch import Partitions
 from bus.lanes import INGRESS_BASE
 from bus.limits import Defences, Limits
-from bus.plan import Partitions
 from bus.store import Out, Writes
 from handlers.runs.programs import Programs
 from projections import catalog as catalog_rows
@@ -223,7 +223,7 @@ class World:
     # The parts that never fail: the sweep of leases, the group.
 
     async def _sweep(self) -> None:
-        """Tell lanes of leases that ran out and of answers unheard, at times too early and more than once."""
+        """Tell lanes of leases that ran out and of answers unacknowledged, at times too early and more than once."""
         while True:
             await asyncio.sleep(self.chance.uniform(0.5, 1.5))
             early = self.chance.choice((0.0, 0.0, 1.0))
@@ -309,7 +309,7 @@ class World:
         """Every record is handled, everything made is sent."""
         for lane, row in self.database.lanes.items():
             owner = self.assignment[lane].kernel.lanes.get(lane)
-            if owner is None or not owner.settle() or owner.unsettled:
+            if owner is None or not owner.acknowledge() or owner.unacknowledged:
                 return False
             if row.next_offset != len(self.log.of(*self.place(lane))):
                 return False

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from bus.plan import rfc3339
+from bus.batch import rfc3339
 from bus.worker import DatabaseClock
 
 

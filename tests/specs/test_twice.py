@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Defences
-from bus.plan import Partitions
 from bus.store import Incoming, Out
 from handlers import access, catalog
 from handlers.runs.programs import Programs
@@ -81,9 +81,9 @@ class Platform:
     async def feed(self, out: Out) -> None:
         offset = next(self._offsets[out.partition])
         await self.kernel.handle([Incoming(out.partition, offset, out.key.encode(), out.headers, out.body, self.at)])
-        while any(lane.unsettled for lane in self.kernel.lanes.values()):
+        while any(lane.unacknowledged for lane in self.kernel.lanes.values()):
             await asyncio.sleep(0)
-            await self.kernel.settle()
+            await self.kernel.drain_failed()
 
     def ask(self, command: Command) -> Out:
         """A command from outside."""

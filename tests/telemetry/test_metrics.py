@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from bus.lanes import INGRESS_BASE
-from bus.telemetry import Batch, Step
+from bus.telemetry import BatchReport, Step
 from infra.telemetry.metrics import BusMetrics, LaneMetrics, Metrics, Owned, WaitingMetrics
 
 STEP = Step("code", "t1", "run", "node-run", "compute", 1, 1, "00-trace")
@@ -34,9 +34,9 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_a_batch_is_counted_by_type_and_timed_once() -> None:
     metrics = Metrics()
     bus = BusMetrics(metrics)
-    bus.batch(Batch({"runtime.create_run": 3, "ingress": 2}, rows=7, events=9, outs=2, steps=3, ended=1,
+    bus.batch(BatchReport({"runtime.create_run": 3, "ingress": 2}, rows=7, events=9, outs=2, steps=3, ended=1,
                     dead_letters=1, deciding_seconds=0.002, committing_seconds=0.02, at_once=True))  # fmt: skip
-    bus.batch(Batch({"runtime.create_run": 1}, committing_seconds=0.2))
+    bus.batch(BatchReport({"runtime.create_run": 1}, committing_seconds=0.2))
     seen = read(metrics)
     assert seen["agent_platform_batches_total", "at_once"] == 1
     assert seen["agent_platform_batches_total", "step_by_step"] == 1

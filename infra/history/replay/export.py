@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from bus.plan import rfc3339
+from bus.batch import rfc3339
 from infra.history.replay.cloud_events import cloud_event
 from infra.history.replay.places import ReplayRefused, instant_of
 from infra.history.replay.selection import Selection, types_of

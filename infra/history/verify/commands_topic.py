@@ -175,7 +175,7 @@ async def _uncaused(system: System, expected: Expected) -> None:
 async def _await(system: System, expected: Expected) -> None:
     """Give what is recorded but not acknowledged the time to arrive, then report what has not."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + system.settle_seconds
+    deadline = loop.time() + system.patience_seconds
     begins = {topic: dict(system.extents[topic]) for topic in (COMMANDS, DEAD_LETTERS)}
     while (expected.outbox or expected.moved or expected.causes) and loop.time() < deadline:
         for topic, extents in begins.items():

@@ -127,7 +127,7 @@ async def _missing(system: System, topic: Topic) -> dict[str, tuple[int, int]]:
 async def _await(system: System, topic: Topic, waiting: dict[str, tuple[int, int]]) -> None:
     """Give what is recorded but not acknowledged the time to arrive."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + system.settle_seconds
+    deadline = loop.time() + system.patience_seconds
     begin = system.extents[EVENTS][topic.partition].end
     while True:
         end = (await system.reader.extents(EVENTS))[topic.partition].end

@@ -17,16 +17,16 @@ async def verify(
     prefix: str = "",
     *,
     lease_seconds: float = 8.0,
-    settle_seconds: float = 10.0,
+    patience_seconds: float = 10.0,
 ) -> Report:
     """Check I1-I7 and I9-I12. `database_url`: postgresql://…
 
     Reads one snapshot of Postgres and the topics as they stand right after it, so work may go on meanwhile;
-    what is recorded but not yet acknowledged by Kafka has `settle_seconds` to arrive. Memory holds one aggregate
+    what is recorded but not yet acknowledged by Kafka has `patience_seconds` to arrive. Memory holds one aggregate
     and one partition's keys at a time.
     """
     async with examined(
-        database_url, kafka_bootstrap, prefix, lease_seconds=lease_seconds, settle_seconds=settle_seconds
+        database_url, kafka_bootstrap, prefix, lease_seconds=lease_seconds, patience_seconds=patience_seconds
     ) as system:
         causes = await check_log(system)
         await check_stuck(system)

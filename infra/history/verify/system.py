@@ -43,7 +43,7 @@ class System:
     reader: TopicReader
     report: Report
     lease_seconds: float
-    settle_seconds: float
+    patience_seconds: float
     now: float = 0.0
     lanes: dict[int, LaneRow] = field(default_factory=dict)
     extents: dict[str, dict[int, Extent]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class System:
 
 @contextlib.asynccontextmanager
 async def examined(
-    database_url: str, kafka_bootstrap: str, prefix: str, *, lease_seconds: float, settle_seconds: float
+    database_url: str, kafka_bootstrap: str, prefix: str, *, lease_seconds: float, patience_seconds: float
 ) -> AsyncIterator[System]:
     async with contextlib.AsyncExitStack() as stack:
         reader = await stack.enter_async_context(TopicReader(kafka_bootstrap, prefix))
@@ -82,7 +82,7 @@ async def examined(
         fresh = await asyncpg.connect(database_url, server_settings=_SESSION)
         stack.push_async_callback(fresh.close)
         await stack.enter_async_context(database.transaction(isolation="repeatable_read", readonly=True))
-        system = System(database, fresh, reader, Report(), lease_seconds, settle_seconds)
+        system = System(database, fresh, reader, Report(), lease_seconds, patience_seconds)
         rows = await database.fetch("SELECT id, epoch, next_offset, position, sent, stopped FROM lane ORDER BY id")
         system.lanes = {row["id"]: LaneRow(*row) for row in rows}
         system.now = float(await database.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8"))

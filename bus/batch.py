@@ -20,7 +20,7 @@ from schemas.envelope import SOURCE, Envelope, Headers
 from schemas.messages import Command, Event, Rejected, derive
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of
 
-__all__ = ["SOURCE", "Accepted", "Partitions", "Plan", "event_record"]
+__all__ = ["SOURCE", "Accepted", "Batch", "Partitions", "event_record"]
 
 
 class Accepted(NamedTuple):
@@ -106,7 +106,7 @@ class _Made:
     bodies: list[bytes] = field(default_factory=list)
 
 
-class Plan:
+class Batch:
     """Collects a batch decided at database time `at`. Nothing in it has happened before `Kernel` has committed it."""
 
     def __init__(
@@ -208,7 +208,7 @@ class Plan:
         if recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
             self.finished.append((lane, accepted.aggregate_id))
         if accepted.external:
-            self.settle(accepted, "succeeded", orjson.dumps(answer), meta.at)
+            self.conclude(accepted, "succeeded", orjson.dumps(answer), meta.at)
         return len(view.changed) + len(recorded)
 
     def _keep(self, accepted: Accepted, view: View) -> None:
@@ -279,7 +279,7 @@ class Plan:
         made.items.append(out)
         made.bodies.append(out.body)
 
-    def settle(self, accepted: Accepted, status: str, body: bytes, at: float) -> None:
+    def conclude(self, accepted: Accepted, status: str, body: bytes, at: float) -> None:
         """The outcome of a command from outside: stored with the batch, and told to who waits."""
         envelope = accepted.envelope
         outcome = Outcome(envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at)
@@ -365,7 +365,7 @@ class Plan:
                     )
                     self.writes.outbox.append(out)
                     self._numbered.append(out)
-            lane.settle()
+            lane.acknowledge()
             self.writes.advances.append(
                 Advance(lane_id, lane.epoch, lane.next_offset, made.next_offset, position, lane.sent, lane.floor)
             )
