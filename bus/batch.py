@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from bus.decider import After, Domain, Key, Meta, React, Recorded
 from bus.lanes import Lane
 from bus.rows import View
 from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
 from infra.db import TableSpec
+from schemas.decider import After, Domain, Key, Meta, React, Recorded
 from schemas.envelope import SOURCE, Envelope, Headers
 from schemas.messages import Command, Event, Rejected, derive
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of

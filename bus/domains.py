@@ -10,10 +10,10 @@ import orjson
 
 from bus.batch import Accepted, Batch
 from bus.costs import Costs
-from bus.decider import Domain, Meta, Missing, React
 from bus.reception import Reception
 from bus.rows import View
 from infra.db import TableSpec
+from schemas.decider import Domain, Meta, Missing, React
 from schemas.messages import Event, Rejected, derive
 
 log = logging.getLogger("agent_platform.kernel")

@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast
 from bus.admission import admit, must_admit
 from bus.batch import Batch, Partitions, event_record
 from bus.costs import Costs
-from bus.decider import Domain, Missing
 from bus.domains import Domains
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
@@ -32,6 +31,7 @@ from bus.store import (
 )
 from bus.telemetry import INGRESS_TYPE, SILENT, BatchReport, Telemetry
 from infra.db import TableSpec
+from schemas.decider import Domain, Missing
 
 log = logging.getLogger("agent_platform.kernel")
 

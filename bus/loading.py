@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bus.batch import Accepted, Batch
-from bus.decider import Key, Missing
 from bus.store import Unit
 from infra.db import TableSpec
+from schemas.decider import Key, Missing
 from schemas.messages import Command
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import asyncpg
 
-from bus.decider import Recorded
 from bus.statements import Statements, advance_arrays, load_headers, tuple_arrays
 from bus.store import (
     Admitted,
@@ -26,6 +25,7 @@ from bus.store import (
 )
 from infra.db import TableSpec
 from schemas import registry
+from schemas.decider import Recorded
 
 SESSION = {
     "role": "ap_worker",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bus.decider import Key, Missing, Row
 from infra.db import TableSpec
+from schemas.decider import Key, Missing, Row
 
 _UNKNOWN: Any = object()
 

@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from bus.decider import Recorded
 from infra.db import TableSpec
+from schemas.decider import Recorded
 from schemas.envelope import Envelope, Headers
 from schemas.messages import Command
 

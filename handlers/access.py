@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bus.decider import Domain, Meta, Rows
 from projections import access as known
 from projections.access import ApiKey, shown_api_key
 from schemas.access import (
@@ -21,6 +20,7 @@ from schemas.access import (
     DeleteApiKey,
     SetApiKeyStatus,
 )
+from schemas.decider import Domain, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected
 
 

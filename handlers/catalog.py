@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bus.decider import Domain, Meta, Rows
 from projections import catalog as known
 from projections.catalog import Definition, Version, shown_definition, shown_version
 from schemas.catalog import (
@@ -19,6 +18,7 @@ from schemas.catalog import (
     VersionCreated,
     VersionPublished,
 )
+from schemas.decider import Domain, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected, derive
 from schemas.problems import summary
 from schemas.workflow import dsl

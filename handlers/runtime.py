@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from bus.decider import Decision, Domain, Meta, Rows
 from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
 from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
@@ -15,6 +14,7 @@ from projections.runtime import NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
+from schemas.decider import Decision, Domain, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected
 from schemas.problems import summary
 from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure

@@ -9,7 +9,7 @@ Kinded = tuple[type[Any], str]
 
 
 class FoldRows:
-    """`bus.decider.Rows` of one aggregate that begins with nothing; `rows` holds what its events have made."""
+    """`schemas.decider.Rows` of one aggregate that begins with nothing; `rows` holds what its events have made."""
 
     __slots__ = ("rows",)
 

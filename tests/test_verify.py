@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 
-from bus.decider import Recorded
 from infra.history.rebuild.folding import EVOLVE
 from infra.history.verify import INVARIANTS, Report, verify
 from infra.history.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
@@ -20,6 +19,7 @@ from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
 from schemas import registry
 from schemas import runtime as wire
+from schemas.decider import Recorded
 from schemas.envelope import Envelope
 from schemas.messages import Event, derive
 from schemas.runtime import CreateRun, node_run_id

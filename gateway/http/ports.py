@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bus.decider import Recorded
 from infra.db import TableSpec
 from projections.access import ApiKey
+from schemas.decider import Recorded
 from schemas.envelope import Headers
 
 

@@ -10,11 +10,11 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from bus.decider import Recorded
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
 from infra.db import TableSpec
 from projections.access import API_KEYS, ApiKey
+from schemas.decider import Recorded
 from schemas.registry import decode_event
 
 READ_ROLE = "ap_gateway"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, cast
 
-from bus.decider import Rows
 from projections.runtime import Mark
+from schemas.decider import Rows
 from schemas.messages import derive_near
 from schemas.runtime import MarkSet
 from schemas.workflow.graph import Edge, Loop, Node, Program

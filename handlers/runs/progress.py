@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import orjson
 
-from bus.decider import After, Decision, Meta, Rows
 from handlers.runs.edges import Enabled, Iteration, iteration_text
 from handlers.runs.evaluate import NodeError, check_size, evaluate
 from handlers.runs.run_reader import RunReader, shared_loops
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
+from schemas.decider import After, Decision, Meta, Rows
 from schemas.messages import JsonObject
 from schemas.runtime import RUN_ENDED, VALUE_BYTES_MAX, Failure, node_run_id
 from schemas.workflow.expressions import EvaluationError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from bus.decider import Rows
 from handlers.runs.edges import Iteration, Resolution, iteration_text, parse_iteration
 from projections.runtime import NodeRun, Run
+from schemas.decider import Rows
 from schemas.messages import JsonObject
 from schemas.runtime import node_run_id
 from schemas.workflow.graph import Node, Program

@@ -10,9 +10,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from bus.batch import Partitions, event_record
 from bus.consumer import batches
-from bus.decider import Recorded
 from bus.store import Logged
 from infra.bench.ends import seen
+from schemas.decider import Recorded
 from schemas.messages import Event
 from schemas.runtime import NodeCompleted, RunCancelled, RunCompensated, RunCompleted, RunFailed
 

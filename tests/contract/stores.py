@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import asyncpg
 
-from bus.decider import Recorded
 from bus.postgres import PostgresStore, connect
 from bus.store import Advance, Claimed, DeadLetter, Logged, Out, Store, Timer, Writes
 from infra.database.migrate import migrate
@@ -20,6 +19,7 @@ from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
 from infra.local.embedded import EmbeddedStack
 from schemas.access import ApiKeyStatusChanged
+from schemas.decider import Recorded
 from schemas.messages import Event
 from tests.simulation.memory import MemoryDatabase, MemoryStore
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bus.decider import Decision, Domain, Meta, Recorded
+from schemas.decider import Decision, Domain, Meta, Recorded
 from schemas.messages import Command, Event, JsonObject, Rejected
 from tests.gateway.world import Tables
 

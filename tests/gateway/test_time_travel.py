@@ -11,10 +11,10 @@ import asyncpg
 import httpx
 import pytest
 
-from bus.decider import Recorded
 from gateway.http.postgres import Postgres
 from infra.database import migrate as database
 from infra.local.embedded import EmbeddedStack
+from schemas.decider import Recorded
 from schemas.runtime import RunCreated
 from tests.gateway.test_runtime import CHAIN, started, workflow
 from tests.gateway.test_workflows import RANDOM

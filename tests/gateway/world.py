@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import orjson
 
-from bus.decider import After, Domain, Meta, Recorded
 from bus.producer import BusUnavailable
 from gateway.audit import AuditLog
 from gateway.http.app import create_app
@@ -27,6 +26,7 @@ from infra.db import TableSpec
 from infra.settings import Settings
 from projections.access import ApiKey
 from projections.runtime import NodeRun, Run
+from schemas.decider import After, Domain, Meta, Recorded
 from schemas.envelope import Envelope, Headers, decode_headers
 from schemas.messages import Command, Event, Rejected
 from schemas.registry import decode_command

@@ -11,7 +11,6 @@ import orjson
 import pytest
 
 from bus import postgres
-from bus.decider import Recorded
 from bus.postgres import SESSION
 from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
@@ -22,6 +21,7 @@ from infra.local.embedded import EmbeddedStack
 from infra.roles.prepare import migrate
 from projections.runtime import NODE_RUNS, RUNS, Run
 from projections.runtime_fold import _BLANK, evolve
+from schemas.decider import Recorded
 from schemas.runtime import RunCreated
 from tests.live import settings_for
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bus.batch import event_record
-from bus.decider import Recorded
 from bus.store import Out
 from infra.db import TableSpec
 from projections import catalog as catalog_rows
@@ -19,6 +18,7 @@ from projections.runtime import UNLISTED
 from schemas import catalog as catalog_wire
 from schemas import registry
 from schemas import runtime as wire
+from schemas.decider import Recorded
 from schemas.envelope import decode_headers
 from schemas.topics import COMMANDS, EVENTS, REPLIES
 from tests.simulation.interpreter import Effects, Failure, Path, Success, check

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bus.decider import Recorded
 from schemas import runtime as wire
+from schemas.decider import Recorded
 from schemas.messages import Event
 from tests.simulation.observations import (
     Attempted,

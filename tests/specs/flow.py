@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bus.decider import After, Decision, Domain, Meta, Recorded
 from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
 from projections.catalog import Definition, Version
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
+from schemas.decider import After, Decision, Domain, Meta, Recorded
 from schemas.messages import Command, Event, JsonObject, Rejected, derive
 from schemas.runtime import Failure, node_run_id
 

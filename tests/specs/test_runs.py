@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bus.decider import Meta
 from projections.runtime import READY, UNLISTED
 from schemas import runtime as wire
+from schemas.decider import Meta
 from schemas.messages import derive
 from schemas.runtime import VALUE_BYTES_MAX, Failure
 from tests.specs.flow import (

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from bus.decider import Evolve, Recorded
 from infra.db import TableSpec
 from projections import access, catalog, runtime, runtime_fold
 from projections.fold import FoldRows
 from schemas import registry
+from schemas.decider import Evolve, Recorded
 
 Only = Literal["runtime", "catalog", "access"]
 ONLY: tuple[Only, ...] = get_args(Only)

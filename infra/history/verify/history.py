@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bus.decider import Recorded
 from schemas import runtime as wire
+from schemas.decider import Recorded
 from schemas.messages import derive
 
 History = Sequence[Recorded]

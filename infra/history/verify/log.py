@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import orjson
 
-from bus.decider import Recorded
 from infra.history.verify import fold
 from infra.history.verify.history import (
     History,
@@ -18,6 +17,7 @@ from infra.history.verify.history import (
 )
 from infra.history.verify.system import KEPT_SECONDS, System, chunks, known
 from schemas import registry, runtime
+from schemas.decider import Recorded
 from schemas.messages import UUID_PATTERN
 
 EVENTS_PER_COMPARISON = 2_000
