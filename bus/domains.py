@@ -8,13 +8,15 @@ from typing import Any
 
 import orjson
 
+from bus.answers import Answers
 from bus.batch import Accepted, Batch
 from bus.costs import Costs
 from bus.reception import Reception
 from bus.rows import View
 from infra.db import TableSpec
-from schemas.decider import Domain, Meta, Missing, React
+from schemas.decider import Answer, Domain, Meta, Missing, React, Settled
 from schemas.messages import Event, Rejected, derive
+from schemas.outcomes import ExpireOutcome
 
 log = logging.getLogger("agent_platform.kernel")
 
@@ -31,14 +33,17 @@ class Domains:
         specs: Mapping[type[Any], TableSpec],
         reception: Reception,
         costs: Costs,
+        answers: Answers,
         owner: str,
     ) -> None:
         self._by_command = {command: domain for domain in domains for command in domain.decide}
         self.heads = {command: domain.head for command, domain in self._by_command.items()}
-        self.reactions: dict[type[Event], tuple[React, ...]] = {}
+        self.reactions: dict[type[Event], list[tuple[str, React]]] = {}
         for domain in domains:
             for event, found in domain.react.items():
-                self.reactions[event] = (*self.reactions.get(event, ()), *found)
+                named = [(f"{domain.name}.{react.__name__}", react) for react in found]
+                self.reactions.setdefault(event, []).extend(named)
+        self._answers = answers
         self._specs = specs
         self._reception = reception
         self._costs = costs
@@ -64,6 +69,9 @@ class Domains:
     def decide(self, batch: Batch, accepted: Accepted) -> None:
         """Decide one command. Raises Missing: an optimistic batch is to be undone then, another asked again."""
         envelope, command = accepted.envelope, accepted.command
+        if isinstance(command, ExpireOutcome):
+            batch.settle(accepted, _overdue(command), batch.at)
+            return
         domain = self._by_command[type(command)]
         meta = Meta(
             envelope.id,
@@ -74,12 +82,13 @@ class Domains:
             envelope.correlation_id,
             envelope.traceparent,
             accepted.lane.id,
+            envelope.answer_to,
         )
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         if batch.optimistic and command.creates and not aggregate.rows:
             aggregate.whole = True  # Taken for granted: its first row is inserted, or refused.
             batch.touched.add((accepted.lane.id, accepted.aggregate_id))
-        view = View(aggregate, batch.facts, self._specs, batch.held, self._owner)
+        view = View(aggregate, batch.facts, self._specs, batch.held, self._owner, meta.tenant_id)
         if batch.poison is not None:
             self._defect(batch, accepted, domain, meta, "poison", batch.poison)
             return
@@ -90,8 +99,9 @@ class Domains:
         except Rejected as refusal:
             if accepted.external:
                 batch.conclude(accepted, "rejected", orjson.dumps(refusal.problem()), meta.at)
-            else:
-                log.info("%s was refused: %s", command.type, refusal)
+                return
+            log.info("%s was refused: %s", command.type, refusal)
+            self._answers.refused(batch, accepted.lane, meta, Answer(code=refusal.code, detail=refusal.detail))
         except Exception as defect:
             log.exception("deciding %s failed", command.type)
             self._defect(batch, accepted, domain, meta, "internal_error", f"{type(defect).__name__}: {defect}")
@@ -107,3 +117,8 @@ class Domains:
         if told is not None:
             message_id = derive(meta.message_id, f"failed:{told.type}:0")
             batch.send(accepted.lane, batch.command_record(accepted.lane, message_id, told, meta))
+
+
+def _overdue(command: ExpireOutcome) -> Settled:
+    problem = Rejected("deadline_exceeded", "what this command began did not end in time", status=504).problem()
+    return Settled(command.command_id, "failed", problem)

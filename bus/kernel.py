@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from bus.admission import admit, must_admit
+from bus.answers import Answers
 from bus.batch import Batch, Partitions, event_record
 from bus.costs import Costs
 from bus.domains import Domains
@@ -31,6 +32,7 @@ from bus.store import (
 )
 from bus.telemetry import INGRESS_TYPE, SILENT, BatchReport, Telemetry
 from infra.db import TableSpec
+from schemas import outcomes, registry
 from schemas.decider import Domain, Missing
 
 log = logging.getLogger("agent_platform.kernel")
@@ -103,9 +105,11 @@ class Kernel:
         self._claimable = claimable or {}
         self._hint = hint
         self._defences = defences or Defences()
-        self._reception = Reception(partitions, clock, self.limits, self._defences, ingress)
+        self._answers = Answers(domains)
+        commands = registry.by_name((*outcomes.COMMANDS, *(each for domain in domains for each in domain.decide)))
+        self._reception = Reception(commands, partitions, clock, self.limits, self._defences, self._answers, ingress)
         self._costs = Costs()
-        self._domains = Domains(domains, self._specs, self._reception, self._costs, owner)
+        self._domains = Domains(domains, self._specs, self._reception, self._costs, self._answers, owner)
         self._loader = Loader(self._specs, self._domains.heads, immutable_facts, self.limits.facts_max)
         self._telemetry = telemetry
 
@@ -273,7 +277,7 @@ class Kernel:
         self._tell(batch, at_once=False)
 
     def _new_batch(self, records: list[Incoming], poison: str | None) -> Batch:
-        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now())
+        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now(), self._answers.command)
         batch.facts = dict(self._loader.facts)
         batch.poison = poison
         # Held here: a lane may be released at any await; its fence then decides whether this is written.
@@ -441,7 +445,7 @@ class Kernel:
         due = await self.store.due_lanes(list(lanes))
         if not due:
             return
-        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now())
+        batch = Batch(self._partitions, self._specs, self._domains.reactions, self._clock.now(), self._answers.command)
         try:
             async with self.store.unit() as unit:
                 await unit.lock([_standing(lanes[id]) for id in due])

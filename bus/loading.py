@@ -33,12 +33,14 @@ class Loader:
         by_id: dict[type[Any], dict[str, Accepted]] = {}
         by_parent: dict[type[Any], dict[str, Accepted]] = {}
         facts: dict[type[Any], set[str]] = {}
+        outcomes: set[str] = set()
         for accepted, lack in missing:
             for kind, id in lack.rows:
                 if not id or self._specs[kind].whole:
                     by_parent.setdefault(kind, {})[accepted.aggregate_id] = accepted
                 else:
                     by_id.setdefault(kind, {})[id] = accepted
+            outcomes.update(lack.outcomes)
             for kind, id in lack.facts:
                 facts.setdefault(kind, set()).add(id)
         for kind, wanted in by_id.items():
@@ -50,6 +52,8 @@ class Loader:
                 self._keep(batch, parents[getattr(row, spec.parent)], kind, row.id, row)
             for id, accepted in parents.items():
                 accepted.lane.aggregate(id).groups.add(kind)
+        if outcomes:
+            batch.outcomes.update(dict.fromkeys(outcomes) | await unit.stored_outcomes(sorted(outcomes)))
         for kind, ids in facts.items():
             found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
             for id in ids:

@@ -28,7 +28,7 @@ class Aggregate:
 class View:
     """`Rows` for one decision: the aggregate in memory under the changes made so far."""
 
-    __slots__ = ("_aggregate", "_facts", "_held", "_owner", "_specs", "changed")
+    __slots__ = ("_aggregate", "_facts", "_held", "_owner", "_specs", "_tenant_id", "changed")
 
     def __init__(
         self,
@@ -37,13 +37,20 @@ class View:
         specs: Mapping[type[Any], TableSpec],
         held: set[Key],
         owner: str,
+        tenant_id: str,
     ) -> None:
         self._aggregate = aggregate
         self._facts = facts
         self._specs = specs
         self._held = held
         self._owner = owner
+        self._tenant_id = tenant_id
         self.changed: dict[Key, Any] = {}
+
+    def hide(self) -> None:
+        """The aggregate is another tenant's: for this decision there is none."""
+        self._aggregate = Aggregate()
+        self._aggregate.whole = True
 
     def get(self, kind: type[Any], id: str) -> Any:
         key = (kind, id)
@@ -79,9 +86,10 @@ class View:
 
     def fact(self, kind: type[Any], id: str) -> Any:
         try:
-            return self._facts[kind, id]
+            row = self._facts[kind, id]
         except KeyError:
             raise Missing(facts=((kind, id),)) from None
+        return row if row is not None and row.tenant_id == self._tenant_id else None
 
     def _known(self, key: Key) -> Any:
         """The row as far as memory may be trusted: a volatile row only if it is ours or locked."""

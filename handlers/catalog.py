@@ -47,7 +47,7 @@ def create(command: CreateDefinition, rows: Rows, meta: Meta) -> Iterator[Defini
 
 
 def change(command: ChangeDefinition, rows: Rows, meta: Meta) -> Iterator[DefinitionChanged]:
-    head = _definition(rows, meta)
+    head = rows.get(Definition, meta.aggregate_id)
     if head is None or head.kind != command.kind:
         raise Rejected("not_found", f"no such {command.kind}", status=404)
     changed = DefinitionChanged(
@@ -70,7 +70,7 @@ class Versions:
     ) -> Iterator[VersionCreated | VersionPublished]:
         if command.kind != "workflow":
             raise Rejected("no_versions", f"an {command.kind} has no versions", status=422)
-        head = _definition(rows, meta)
+        head = rows.get(Definition, meta.aggregate_id)
         if head is None or head.kind != command.kind:
             pointer = f"/{command.kind}_id"
             detail = f"no such {command.kind}"
@@ -94,7 +94,7 @@ class Versions:
 
     def publish(self, command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[VersionPublished]:
         rows.want(Version, [command.version_id])
-        head = _definition(rows, meta)
+        head = rows.get(Definition, meta.aggregate_id)
         version = rows.get(Version, command.version_id)
         if head is None or version is None or version.definition_id != head.id:
             raise Rejected("not_found", "no such version", status=404)
@@ -116,12 +116,6 @@ class Versions:
             }
             for problem in dsl.parse(spec, check_code=self.check_code)[1]
         ]
-
-
-def _definition(rows: Rows, meta: Meta) -> Definition | None:
-    """The definition, unless it is another tenant's."""
-    head = rows.get(Definition, meta.aggregate_id)
-    return head if head is not None and head.tenant_id == meta.tenant_id else None
 
 
 def _refuse_archived(head: Definition) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pydantic
 import pydantic_core
 
-from schemas import access, catalog, runtime, values
+from schemas import access, catalog, outcomes, runtime, values
 from schemas.envelope import Malformed
 from schemas.messages import Command, Event, JsonObject
 from schemas.problems import summary
 
-COMMANDS: Mapping[str, type[Command]] = {
-    command.model_fields["type"].default: command
-    for command in (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS)
-}
+
+def by_name(commands: Iterable[type[Command]]) -> dict[str, type[Command]]:
+    """Commands by their names on the wire."""
+    return {command.model_fields["type"].default: command for command in commands}
+
+
+COMMANDS: Mapping[str, type[Command]] = by_name(
+    (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS, *outcomes.COMMANDS)
+)
 EVENTS: Mapping[str, type[Event]] = {
     event.model_fields["type"].default: event for event in (*catalog.EVENTS, *runtime.EVENTS, *access.EVENTS)
 }
@@ -45,12 +50,14 @@ def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
     )
 
 
-def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:
+def decode_command(
+    name: str, body: bytes, *, trusted: bool = False, commands: Mapping[str, type[Command]] = COMMANDS
+) -> Command:
     """The command in a record's body; `trusted` skips the checks of values that our own producer has made.
 
     Raises Malformed (`unknown_type`, `invalid_json`), InvalidValue or Invalid (`invalid_body`).
     """
-    kind = COMMANDS.get(name)
+    kind = commands.get(name)
     if kind is None:
         raise Malformed("unknown_type", f"no command is called {name!r}")
     if not trusted:

@@ -277,6 +277,23 @@ async def test_a_message_of_a_transaction_that_failed_is_still_new(backend: Back
         assert (admitted.repeats, admitted.outcomes) == (frozenset(), {})
 
 
+async def test_a_deferred_outcome_keeps_where_whoever_waits_listens(backend: Backend) -> None:
+    lane = new_lane()
+    (claimed,) = await backend.store.claim([lane], "a")
+    reserved = outcome("pending")._replace(reply_partition=7)
+    pending = outcome("pending")._replace(reply_partition=3, deferred=True)
+    async with backend.store.unit() as unit:
+        await unit.lock([standing(claimed)])
+        await unit.admit([], [reserved])
+        writes = Writes([standing(claimed)], new_outcomes=[pending], outcomes=[reserved._replace(deferred=True)])
+        await unit.save(writes)
+    async with backend.store.unit() as unit:
+        assert await unit.stored_outcomes([pending.command_id, reserved.command_id, new_id()]) == {
+            pending.command_id: pending,
+            reserved.command_id: reserved._replace(deferred=True),
+        }
+
+
 async def test_the_outcome_of_a_command_is_told_again(backend: Backend) -> None:
     lane, asked = new_lane(), outcome("pending")
     (claimed,) = await backend.store.claim([lane], "a")

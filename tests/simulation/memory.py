@@ -289,6 +289,11 @@ class MemoryUnit:
         rows = self._database.tables[spec.name].values()
         return self._hold(spec, [row for row in rows if getattr(row, spec.parent) in wanted and spec.live(row)])
 
+    async def stored_outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        await self._point("load")
+        self._statement()
+        return {id: self._database.outcomes[id] for id in ids if id in self._database.outcomes}
+
     async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
         await self._point("load")
         self._statement()

@@ -20,7 +20,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, INGRESS
 
 _INBOX = """SELECT i.message_id, i.redrive FROM unnest($1::uuid[], $2::int2[]) AS u(id, redrive)
 JOIN inbox i ON i.message_id = u.id AND i.redrive = u.redrive"""
-_SETTLED = "SELECT command_id FROM command_outcome WHERE status <> 'pending' AND command_id = ANY($1::uuid[])"
+_SETTLED = "SELECT command_id FROM command_outcome WHERE command_id = ANY($1::uuid[])"
 _LETTERS = """SELECT "offset" FROM dead_letter WHERE topic = $1 AND partition = $2 AND "offset" = ANY($3::int8[])"""
 _INBOX_IDS = "SELECT message_id FROM inbox WHERE message_id = ANY($1::uuid[])"
 _LETTER_IDS = "SELECT message_id FROM dead_letter WHERE message_id = ANY(SELECT unnest($1::uuid[])::text)"

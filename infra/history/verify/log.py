@@ -27,10 +27,10 @@ Causes = dict[str, tuple[int, float]]
 _LOG = """SELECT aggregate_id, seq, lane, type, tenant_id, at, actor, correlation_id, causation_id, traceparent, data
 FROM event ORDER BY aggregate_id, seq"""
 _INBOX = "SELECT message_id FROM inbox WHERE message_id = ANY($1::uuid[])"
-_OUTCOMES = "SELECT command_id, status, type FROM command_outcome WHERE command_id = ANY($1::uuid[])"
+_OUTCOMES = "SELECT command_id, status, type, deferred FROM command_outcome WHERE command_id = ANY($1::uuid[])"
 _SEVERAL = """SELECT causation_id, min(aggregate_id::text), max(aggregate_id::text) FROM event
 GROUP BY causation_id HAVING min(aggregate_id::text) <> max(aggregate_id::text)"""
-_PENDING = "SELECT command_id FROM command_outcome WHERE status = 'pending'"
+_PENDING = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND NOT deferred"
 _MADE = """SELECT command_id, type, body FROM command_outcome
 WHERE status = 'succeeded' AND type = ANY($1::text[])"""
 _FIRST = """SELECT aggregate_id, causation_id FROM event WHERE seq = 1 AND aggregate_id = ANY($1::uuid[])"""
@@ -114,7 +114,8 @@ async def causes(system: System, batch: Sequence[History]) -> Causes:
         lacking: Causes = {}
         for each in history:
             outcome = outcomes.get(each.causation_id)
-            if outcome is not None and outcome["status"] not in ("succeeded", "pending"):
+            # What a deferred command began has happened, also if it is refused in the end.
+            if outcome is not None and not outcome["deferred"] and outcome["status"] != "succeeded":
                 problem = f"{each.aggregate_id}/{each.seq}: its command {each.causation_id} was {outcome['status']}"
                 system.report.add("I5", [problem])
             elif outcome is None and each.causation_id not in inbox and each.at > system.now - KEPT_SECONDS:
