@@ -37,6 +37,13 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, RE
 __all__ = ["SOURCE", "Accepted", "Batch", "Partitions", "event_record"]
 
 
+class Condemned(NamedTuple):
+    """Why the one record of a batch is to be a dead letter, whatever its decision would be."""
+
+    code: str
+    detail: str
+
+
 class Accepted(NamedTuple):
     """A record that is a command for an aggregate of its lane."""
 
@@ -50,6 +57,12 @@ class Accepted(NamedTuple):
     @property
     def external(self) -> bool:
         return bool(self.envelope.fingerprint)
+
+    @property
+    def source(self) -> Incoming:
+        """The record it came as."""
+        assert self.incoming is not None  # Only a test makes one without.
+        return self.incoming
 
     @property
     def record(self) -> Incoming:
@@ -135,7 +148,7 @@ class Batch:
     def __init__(
         self,
         partitions: Partitions,
-        specs: dict[type[Any], TableSpec],
+        specs: Mapping[type[Any], TableSpec],
         reactions: Mapping[type[Event], Sequence[tuple[str, React]]],
         at: float,
         answered: Callable[[str, Answer], Command | None] = lambda answer_to, answer: None,
@@ -151,7 +164,7 @@ class Batch:
         self.writes = Writes()
         self.replies: list[Out] = []
         self.lanes: dict[int, Lane] = {}
-        self.poison: str | None = None
+        self.condemned: Condemned | None = None
         self.made: dict[int, _Made] = {}
         self.held: set[Key] = set()
         self.touched: set[tuple[int, str]] = set()

@@ -11,6 +11,8 @@ import orjson
 from bus.answers import Answers
 from bus.batch import Accepted, Batch
 from bus.costs import Costs
+from bus.deciding import BatchSpent, DecidingTime, TooLong
+from bus.preparations import Unprepared
 from bus.reception import Reception
 from bus.rows import View
 from infra.db import TableSpec
@@ -24,7 +26,8 @@ log = logging.getLogger("agent_platform.kernel")
 class Domains:
     """Asks a command's domain. What it refuses is an outcome; what it fails at is a dead letter.
 
-    `heads`: the type of the header row of a command's aggregate; `reactions`: who takes an event further.
+    `broken`: what could not be prepared, by key, and why. `heads`: the type of the header row of a command's
+    aggregate; `reactions`: who takes an event further.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class Domains:
         reception: Reception,
         costs: Costs,
         answers: Answers,
+        deciding: DecidingTime,
+        broken: dict[str, str],
         owner: str,
     ) -> None:
         self._by_command = {command: domain for domain in domains for command in domain.decide}
@@ -47,24 +52,60 @@ class Domains:
         self._specs = specs
         self._reception = reception
         self._costs = costs
+        self._deciding = deciding
+        self._broken = broken
         self._owner = owner
 
+    def decide_all(self, batch: Batch, accepted: Sequence[Accepted]) -> None:
+        """Decide in order. Raises Missing at the first that lacks rows, Unprepared, or BatchSpent."""
+        self._deciding.begin_batch()
+        last = len(accepted) - 1
+        for index, each in enumerate(accepted):
+            try:
+                self._in_time(batch, each, last=index == last)
+            except Missing as lack:
+                if lack.work:
+                    raise Unprepared([(each.source, lack.work)]) from None
+                raise
+
     def fold(self, batch: Batch, pending: list[Accepted]) -> tuple[list[Accepted], list[tuple[Accepted, Missing]]]:
-        """Decide in order. What lacks rows waits, and everything after it of the same aggregate."""
+        """Decide in order. What lacks rows waits, and everything after it of the same aggregate.
+
+        Raises Unprepared or BatchSpent.
+        """
+        self._deciding.begin_batch()
         waiting: list[Accepted] = []
         missing: list[tuple[Accepted, Missing]] = []
         blocked: set[str] = set()
-        for accepted in pending:
+        last = len(pending) - 1
+        for index, accepted in enumerate(pending):
             if accepted.aggregate_id in blocked:
                 waiting.append(accepted)
                 continue
             try:
-                self.decide(batch, accepted)
+                self._in_time(batch, accepted, last=index == last)
             except Missing as lack:
                 blocked.add(accepted.aggregate_id)
                 waiting.append(accepted)
                 missing.append((accepted, lack))
+        unprepared = [(accepted.source, lack.work) for accepted, lack in missing if lack.work]
+        if unprepared:
+            raise Unprepared(unprepared)
         return waiting, missing
+
+    def _in_time(self, batch: Batch, accepted: Accepted, *, last: bool) -> None:
+        """Decide one command, watched."""
+        deciding = self._deciding
+        try:
+            deciding.begin()
+            self.decide(batch, accepted)
+            deciding.end()
+            if deciding.spent() and not last:
+                raise BatchSpent(accepted.source, "deciding the batch took too long", alone=False)
+        except TooLong as slow:
+            raise BatchSpent(accepted.source, str(slow), alone=True) from None
+        finally:
+            deciding.end()
 
     def decide(self, batch: Batch, accepted: Accepted) -> None:
         """Decide one command. Raises Missing: an optimistic batch is to be undone then, another asked again."""
@@ -89,12 +130,17 @@ class Domains:
             aggregate.whole = True  # Taken for granted: its first row is inserted, or refused.
             batch.touched.add((accepted.lane.id, accepted.aggregate_id))
         view = View(aggregate, batch.facts, self._specs, batch.held, self._owner, meta.tenant_id)
-        if batch.poison is not None:
-            self._defect(batch, accepted, domain, meta, "poison", batch.poison)
+        if batch.condemned is not None:
+            self._defect(batch, accepted, domain, meta, *batch.condemned)
             return
         try:
             self._costs.learn(command.type, batch.decide(accepted, domain, meta, view))
-        except Missing:
+        except Missing as lack:
+            broken = next((each.key for each in lack.work if each.key in self._broken), None)
+            if broken is None:
+                raise
+            self._defect(batch, accepted, domain, meta, "internal_error", f"{broken}: {self._broken.pop(broken)}")
+        except TooLong:
             raise
         except Rejected as refusal:
             if accepted.external:

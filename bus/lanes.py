@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from bus.rows import Aggregate
-from bus.store import Claimed
+from bus.store import Advance, Claimed, Incoming
 
 log = logging.getLogger("agent_platform.kernel")
 
@@ -28,7 +28,8 @@ class Lane:
     """Owned from a claim until the epoch is lost. Never used again afterwards.
 
     `next_offset`: as committed. `dealt`: the same in memory, beyond copies that need no transaction of their own.
-    `polled`: the next offset to take in. `position`: of the last record made. `sent`: all records up to it are
+    `held`: records that wait for the preparations it `awaits`, and those behind them. `polled`: the next offset to
+    take in. `position`: of the last record made. `sent`: all records up to it are
     acknowledged.
     """
 
@@ -49,6 +50,8 @@ class Lane:
         self.handled = 0
         self.died = 0
         self.handed: dict[str, None] = {}
+        self.held: deque[Incoming] = deque()
+        self.awaits: set[str] = set()
         self.unlisted: dict[str, tuple[int, float]] = {}
         self._floor: int | None = claimed.floor
         self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
@@ -144,3 +147,8 @@ class Lane:
 
     def forget_sending(self) -> None:
         self._sending.clear()
+
+
+def standing(lane: Lane) -> Advance:
+    """A lane as it stands, to be locked or written as it is."""
+    return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent, lane.floor)

@@ -13,11 +13,14 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`unlisted_seconds`: so long a step may last before its lease is listed. Far below a lease's time."""
+    """`deciding_seconds_max`: of CPU time, for one batch. `unlisted_seconds`: so long a step may last before its
+    lease is listed. Far below a lease's time.
+    """
 
     rows_max: int = 4_096
     aggregates_max: int = 400
     facts_max: int = 256
+    deciding_seconds_max: float = 0.1
     dead_ratio: float = 0.01
     dead_window_records: int = 1_000
     record_age_seconds_max: float = 7 * 86_400

@@ -70,8 +70,8 @@ class Reception:
                 continue
             try:
                 envelope = decode_headers(record.headers)
-                if batch.poison is not None and lane.ingress:
-                    raise Malformed("poison", batch.poison)
+                if batch.condemned is not None and lane.ingress:
+                    raise Malformed(*batch.condemned)
                 if len(record.body or b"") > MESSAGE_BYTES_MAX:
                     raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
                 if lane.ingress:

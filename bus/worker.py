@@ -94,6 +94,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stopping = asyncio.Event()
         self._busy = asyncio.Lock()
         self._stored_stops: set[tuple[int, int]] = set()
+        self._paced: set[int] = set()
         self._broker = KafkaBroker(
             bootstrap,
             client_id=client_id,
@@ -124,6 +125,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             description="Every command, keyed by its aggregate.",
         )
         self._subscriber(self._on_records)
+        kernel.preparations.wake = self._wake.set
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -145,13 +147,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._claim()
                 await self._mend()
                 records = self._take()
-                if records:
+                if records or self.kernel.preparations.ready:
                     started = time.perf_counter()
                     try:
                         await self.kernel.handle(records)
                     except Unavailable as error:
                         log.error("Postgres is away, these lanes wait for it: %s", error)
                     self._seek_back()
+                    self._pace()
                     if self._on_batch is not None:
                         self._on_batch(len(records), time.perf_counter() - started)
                 now = time.monotonic()
@@ -347,6 +350,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._forget({lane.id})
                 with contextlib.suppress(IllegalStateError):
                     self._consumer.seek(self._place(lane.id), lane.polled)
+
+    def _pace(self) -> None:
+        """Fetch nothing more of a lane whose records wait for a preparation."""
+        waiting = {lane.id for lane in self.kernel.lanes.values() if lane.awaits}
+        for id in waiting ^ self._paced:
+            with contextlib.suppress(IllegalStateError):
+                (self._consumer.pause if id in waiting else self._consumer.resume)(self._place(id))
+        self._paced = waiting
 
     def _forget(self, lanes: set[int]) -> None:
         """What was fetched of these lanes comes again: else one gap would look like several."""

@@ -257,7 +257,9 @@ class Runtime:
 
     def _progress(self, rows: Rows, meta: Meta) -> Progress:
         run = cast(Run, rows.get(Run, meta.aggregate_id))
-        program = self.programs.of(cast(Version, rows.fact(Version, run.workflow_version_id)))
+        program = self.programs.known(run.workflow_version_id)
+        if program is None:
+            program = self.programs.of(cast(Version, rows.fact(Version, run.workflow_version_id)))
         return Progress(rows, program, meta.aggregate_id, meta, self._available, self.share)
 
     def _available(self, node: Node) -> bool:

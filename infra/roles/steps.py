@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -62,7 +63,11 @@ class StepParts:
         row = await self.database.fetchrow(f"SELECT {names} FROM definition_version WHERE id = $1", version_id)
         if row is None:
             raise LookupError(f"there is no workflow version {version_id}")
-        return self.programs.of(load_row(VERSIONS, tuple(row)))
+        compiled = await asyncio.to_thread(self.programs.compile, load_row(VERSIONS, tuple(row)))
+        self.programs.keep(version_id, compiled)
+        if compiled.program is None:
+            raise LookupError(f"workflow version {version_id} has errors")
+        return compiled.program
 
 
 @contextlib.asynccontextmanager

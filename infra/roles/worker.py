@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from handlers.steps.pool import StepPool
 from infra import topics
 from infra.database.tables import PROJECTIONS
 from infra.roles.extras import Extras
-from infra.roles.process import freeze_start_up_objects, stopping, working
+from infra.roles.process import freeze_start_up_objects, interrupting, stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
 from infra.settings import Settings
@@ -41,10 +43,11 @@ async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
             return
         async with worker(settings, extras or Extras()) as running:
             freeze_start_up_objects()
-            async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
-                await stop.wait()
-                await running.worker.stop()
-                await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
+            with interrupting(running.worker.kernel.deciding):
+                async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
+                    await stop.wait()
+                    await running.worker.stop()
+                    await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
 
 
 @dataclass(slots=True)
@@ -62,6 +65,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
     async with step_parts(settings, extras, "worker") as parts:
         steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver
+        preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         kinds = frozenset(parts.pool.kinds)
         runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
         kernel = Kernel(
@@ -82,7 +86,11 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             claimable={NodeRun: claimable},
             hint=lambda row: hint(row, settings.steps_partitions),
             ingress=IngressRules(settings.auth_required),
-            limits=Limits(rows_max=settings.batch_rows_max),
+            limits=Limits(
+                rows_max=settings.batch_rows_max,
+                deciding_seconds_max=settings.batch_deciding_milliseconds_max / 1_000,
+            ),
+            background=functools.partial(asyncio.get_running_loop().run_in_executor, preparing),
             defences=extras.defences,
             immutable_facts=frozenset({Version}),
             telemetry=parts.told.bus,
@@ -115,6 +123,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         finally:
             await running.stop()
             await fallback_pool.stop(0)
+            preparing.shutdown(wait=False, cancel_futures=True)
 
 
 def _owned(worker: Worker) -> list[Owned]:

@@ -13,8 +13,10 @@ import orjson
 import sqlalchemy as sa
 
 from bus.batch import Partitions
+from bus.deciding import DecidingTime
 from bus.kernel import Kernel
 from bus.limits import Defences, Limits
+from bus.preparations import Background
 from bus.store import Incoming, Out
 from infra.db import TableSpec, table_spec, uuid_column
 from schemas.decider import Answer, Awaited, Decision, Deferred, Domain, Meta, Recorded, Reply, Rows, Settled
@@ -163,6 +165,8 @@ class Platform:
     toys: Toys = field(default_factory=Toys)
     defences: Defences = field(default_factory=Defences)
     limits: Limits = field(default_factory=Limits)
+    deciding: DecidingTime | None = None
+    background: Background | None = None
     at: float = 1_700_000_000.0
 
     def __post_init__(self) -> None:
@@ -181,6 +185,8 @@ class Platform:
             owner="worker",
             defences=self.defences,
             limits=self.limits,
+            deciding=self.deciding,
+            background=self.background,
         )
         self._ids = itertools.count()
         self._offsets = [itertools.count() for _ in range(LANES)]

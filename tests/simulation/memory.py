@@ -75,6 +75,7 @@ class MemoryDatabase:
         self.outcomes: dict[str, Outcome] = {}
         self.timers: dict[str, tuple[float, Timer]] = {}
         self.letters: dict[str, DeadLetter] = {}
+        self.transactions = 0
         self.redrives: dict[str, int] = {}
         self.clock = clock
         self.fence = True
@@ -92,6 +93,7 @@ class MemoryDatabase:
 
     def apply(self, writes: Writes) -> None:
         """Everything that `refuse_existing` has let pass."""
+        self.transactions += 1
         for name, rows in writes.inserts.items():
             self.tables[name].update((row.id, row) for row in rows)
         for name, rows in writes.updates.items():

@@ -191,7 +191,7 @@ class Worker(Process):
 
     # The port `Steps`.
 
-    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
+    def lease(self, row: NodeRun, lane: Lane, at: float, *, new: bool) -> NodeRun | None:
         if self.executing >= ROOM or self.world.chance.random() < 0.3:
             return None
         self.executing += 1

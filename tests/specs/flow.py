@@ -98,7 +98,9 @@ class Flow:
             spec=self._dsl(), problems=[], description="", created_at=0.0, published_at=0.0,
         )  # fmt: skip
         self.facts: list[Any] = [definition(), self.version]
-        self.domain: Domain = Runtime(Programs(), share=self.share).domain()
+        programs = Programs()
+        programs.keep(VERSION, programs.compile(self.version))
+        self.domain: Domain = Runtime(programs, share=self.share).domain()
         self.tables = Tables(self.facts)
         self.at = 0.0
         self.messages = 0
