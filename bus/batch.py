@@ -261,7 +261,7 @@ class Batch:
         self.events.extend(recorded)
         for name, out in commands:
             self._follow_up(accepted, meta, domain, name, out)
-        self._keep(accepted, view)
+        self._keep(accepted, view, sum(map(len, bodies)))
         if recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
             self.finished.append((lane, accepted.aggregate_id))
         if accepted.external and deferred is not None:
@@ -272,9 +272,10 @@ class Batch:
             self.settle(accepted, each, meta.at)
         return len(view.changed) + len(recorded)
 
-    def _keep(self, accepted: Accepted, view: View) -> None:
+    def _keep(self, accepted: Accepted, view: View, size: int) -> None:
         if not view.changed:
             return
+        accepted.lane.grew(accepted.aggregate_id, size)
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         self.touched.add((accepted.lane.id, accepted.aggregate_id))
         for key, row in view.changed.items():

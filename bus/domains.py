@@ -16,7 +16,7 @@ from bus.preparations import Unprepared
 from bus.reception import Reception
 from bus.rows import View
 from infra.db import TableSpec
-from schemas.decider import Answer, Domain, Meta, Missing, React, Settled
+from schemas.decider import Answer, Domain, Key, Meta, Missing, React, Settled
 from schemas.messages import Event, Rejected, derive
 from schemas.outcomes import ExpireOutcome
 
@@ -43,6 +43,7 @@ class Domains:
     ) -> None:
         self._by_command = {command: domain for domain in domains for command in domain.decide}
         self.heads = {command: domain.head for command, domain in self._by_command.items()}
+        self._facts = {command: facts for domain in domains for command, facts in domain.facts.items()}
         self.reactions: dict[type[Event], list[tuple[str, React]]] = {}
         for domain in domains:
             for event, found in domain.react.items():
@@ -55,6 +56,15 @@ class Domains:
         self._deciding = deciding
         self._broken = broken
         self._owner = owner
+
+    def facts_of(self, accepted: Sequence[Accepted]) -> list[Key]:
+        """What the decisions will ask of other aggregates."""
+        return [
+            key
+            for each in accepted
+            if (facts := self._facts.get(type(each.command))) is not None
+            for key in facts(each.command)
+        ]
 
     def decide_all(self, batch: Batch, accepted: Sequence[Accepted]) -> None:
         """Decide in order. Raises Missing at the first that lacks rows, Unprepared, or BatchSpent."""

@@ -82,7 +82,7 @@ class Kernel:
             self.lanes,
             decided_by,
             reception,
-            Loader(by_row, decided_by.heads, immutable_facts, self.limits.facts_max),
+            Loader(by_row, decided_by.heads, immutable_facts, self.limits),
             answers,
             by_row,
             partitions=partitions,
@@ -108,7 +108,7 @@ class Kernel:
             return []
         began = time.perf_counter()
         claimed = await self.store.claim(lane_ids, self.owner)
-        lanes = [Lane(each, self.limits.aggregates_max) for each in claimed]
+        lanes = [Lane(each, self.limits) for each in claimed]
         if self._steps:
             if self._defences.left_leases:
                 await self._steps.list_made({each.lane: each.floor for each in claimed})

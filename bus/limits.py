@@ -19,7 +19,10 @@ class Limits:
 
     rows_max: int = 4_096
     aggregates_max: int = 400
+    aggregate_bytes_max: int = 256 * 1024
+    lane_bytes_max: int = 8 * 1024 * 1024
     facts_max: int = 256
+    facts_bytes_max: int = 16 * 1024 * 1024
     deciding_seconds_max: float = 0.1
     dead_ratio: float = 0.01
     dead_window_records: int = 1_000

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bus.batch import Accepted, Batch
-from bus.store import Unit
+from bus.limits import Limits
+from bus.rows import weight
+from bus.store import Store, Unit
 from infra.db import TableSpec
 from schemas.decider import Key, Missing
 from schemas.messages import Command
@@ -20,13 +22,31 @@ class Loader:
         specs: Mapping[type[Any], TableSpec],
         heads: Mapping[type[Command], type[Any]],
         immutable: frozenset[type[Any]],
-        facts_max: int,
+        limits: Limits,
     ) -> None:
         self.facts: dict[Key, Any] = {}
         self._specs = specs
         self._heads = heads
         self._immutable = immutable
-        self._facts_max = facts_max
+        self._limits = limits
+        self._sizes: dict[Key, int] = {}
+        self._size = 0
+
+    async def read(self, batch: Batch, store: Store, keys: Iterable[Key]) -> None:
+        """Facts that are not in memory, as they are now: one statement for each table."""
+        wanted: dict[type[Any], set[str]] = {}
+        for kind, id in keys:
+            if (kind, id) not in batch.facts:
+                wanted.setdefault(kind, set()).add(id)
+        for kind, ids in wanted.items():
+            self._know(batch, kind, ids, await store.read(self._specs[kind], sorted(ids)))
+
+    def _know(self, batch: Batch, kind: type[Any], ids: Iterable[str], rows: Iterable[Any]) -> None:
+        found = {row.id: row for row in rows}
+        for id in ids:
+            batch.facts[kind, id] = found.get(id)
+            if kind in self._immutable and id in found and (kind, id) not in self.facts:
+                self._remember(kind, id, found[id])
 
     async def load(self, batch: Batch, unit: Unit, missing: list[tuple[Accepted, Missing]]) -> None:
         """Read what the decisions lack: by table, all aggregates at once."""
@@ -55,11 +75,7 @@ class Loader:
         if outcomes:
             batch.outcomes.update(dict.fromkeys(outcomes) | await unit.stored_outcomes(sorted(outcomes)))
         for kind, ids in facts.items():
-            found = {row.id: row for row in await unit.load(self._specs[kind], list(ids))}
-            for id in ids:
-                batch.facts[kind, id] = found.get(id)
-                if kind in self._immutable and found.get(id) is not None:
-                    self._remember(kind, id, found[id])
+            self._know(batch, kind, ids, await unit.load(self._specs[kind], sorted(ids)))
 
     def _keep(self, batch: Batch, accepted: Accepted, kind: type[Any], id: str, row: Any) -> None:
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
@@ -72,14 +88,23 @@ class Loader:
         if key in batch.held and key in aggregate.rows:
             return  # Changed by this very batch: what is in memory is newer.
         aggregate.rows[key] = row
+        aggregate.dropped.discard(id)
+        if row is not None:
+            accepted.lane.grew(accepted.aggregate_id, weight(row, self._specs[kind]))
         batch.held.add(key)
         if row is None and kind is self._heads[type(accepted.command)]:
             aggregate.whole = True
 
     def _remember(self, kind: type[Any], id: str, row: Any) -> None:
-        if len(self.facts) >= self._facts_max:
-            self.facts.pop(next(iter(self.facts)))
+        size = weight(row, self._specs[kind])
+        limits = self._limits
+        while self.facts and (len(self.facts) >= limits.facts_max or self._size + size > limits.facts_bytes_max):
+            first = next(iter(self.facts))
+            del self.facts[first]
+            self._size -= self._sizes.pop(first)
         self.facts[kind, id] = row
+        self._sizes[kind, id] = size
+        self._size += size
 
 
 def _by_id(rows: list[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,12 @@ class PostgresStore:
         sql, arguments = self._statements.of(writes)
         await connection.fetchval(sql, *arguments)
 
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        async with self._connection() as connection:
+            with _PortErrors():
+                rows = await connection.fetch(f"{_select(spec)} WHERE id = ANY($1::uuid[])", ids)
+        return [load_row(spec, row) for row in rows]
+
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         async with self._connection() as connection:
             with _PortErrors():
@@ -240,13 +246,15 @@ class PostgresUnit:
             await self._store.save(self.connection, writes)
 
     async def _select(self, spec: TableSpec, condition: str, ids: Sequence[str]) -> list[Any]:
-        names = ", ".join(f'"{column.name}"' for column in spec.columns)
         lock = " ORDER BY id FOR NO KEY UPDATE" if spec.volatile else ""
         with _PortErrors():
-            rows = await self.connection.fetch(
-                f"SELECT {names} FROM {spec.name} WHERE {condition}{lock}", sorted(set(ids))
-            )
+            rows = await self.connection.fetch(f"{_select(spec)} WHERE {condition}{lock}", sorted(set(ids)))
         return [load_row(spec, row) for row in rows]
+
+
+def _select(spec: TableSpec) -> str:
+    names = ", ".join(f'"{column.name}"' for column in spec.columns)
+    return f"SELECT {names} FROM {spec.name}"
 
 
 def load_row(spec: TableSpec, row: Sequence[Any]) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
 from infra.db import TableSpec
 from schemas.decider import Key, Missing, Row
 
@@ -14,15 +16,37 @@ _UNKNOWN: Any = object()
 class Aggregate:
     """What is in memory of one aggregate. `whole`: created under this epoch, so what is not here does not exist.
 
-    `groups`: row types of which all live rows are here.
+    `groups`: row types of which all live rows are here. `dropped`: ids of rows that were here and exist, but have left
+    memory. `size`: about how many bytes its rows take as JSON.
     """
 
-    __slots__ = ("groups", "rows", "whole")
+    __slots__ = ("dropped", "groups", "rows", "size", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[Key, Any] = {}
         self.groups: set[type[Any]] = set()
         self.whole = False
+        self.dropped: set[str] = set()
+        self.size = 0
+
+    def drop_ended(self, specs: Mapping[type[Any], TableSpec], kept: int) -> None:
+        """Let rows that are not live leave memory, but for the `kept` ones that came last."""
+        ended = [key for key, row in self.rows.items() if row is not None and not specs[key[0]].live(row)]
+        for key in ended[: len(ended) - kept]:
+            del self.rows[key]
+            self.dropped.add(key[1])
+        self.size = sum(weight(row, specs[kind]) for (kind, _), row in self.rows.items() if row is not None)
+
+
+def weight(row: Any, spec: TableSpec) -> int:
+    """About how many bytes a row takes as JSON."""
+    return sum(_length(getattr(row, column.name)) for column in spec.columns)
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return len(orjson.dumps(value)) if isinstance(value, dict | list) else 8
 
 
 class View:
@@ -96,6 +120,8 @@ class View:
         aggregate = self._aggregate
         row = aggregate.rows.get(key, _UNKNOWN)
         if row is _UNKNOWN:
+            if key[1] in aggregate.dropped:
+                return _UNKNOWN
             if aggregate.whole or (key[0] in aggregate.groups and self._specs[key[0]].whole):
                 return None
             return _UNKNOWN

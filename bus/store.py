@@ -214,6 +214,9 @@ class Store(Protocol):
     async def write(self, writes: Writes) -> None:
         """`lock` and `save` in one statement that is its own transaction. Raises as `unit` does, and Fenced."""
 
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        """The rows there are, as they are committed now. Raises Unavailable."""
+
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         """Raise the lanes' epochs, waiting for transactions of their former owner."""
 

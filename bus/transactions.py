@@ -155,6 +155,9 @@ class Transactions:
             return False
         if keys and not batch.optimistic:
             return False
+        facts = self._domains.facts_of(accepted)
+        if facts:
+            await self._loader.read(batch, self._store, facts)
         try:
             self._domains.decide_all(batch, accepted)
         except Missing:
@@ -265,7 +268,7 @@ class Transactions:
         for lane, aggregate_id in batch.finished:
             lane.forget(aggregate_id)
         for made in batch.made.values():
-            made.lane.shrink()
+            made.lane.shrink(self._specs)
 
     def _tell(self, batch: Batch, *, at_once: bool) -> None:
         """Telemetry of a committed batch: one call, however many records it held."""

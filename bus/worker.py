@@ -40,6 +40,8 @@ SWEEP_SECONDS = 0.25
 COMMIT_SECONDS = 2.0
 RECLAIM_SECONDS = 0.25
 INTAKE_RECORDS_MAX = 2_000
+INTAKE_BYTES_MAX = 32 * 1024 * 1024
+"""Fetched and not handled yet: beyond either nothing more is fetched."""
 
 
 class DatabaseClock:
@@ -86,6 +88,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._records_max = records_max
         self._on_batch = on_batch
         self._intake: deque[Incoming] = deque()
+        self._intake_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -243,8 +246,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             )
             for record in records
         )
+        self._intake_bytes += sum(len(record.value or b"") for record in records)
         self._wake.set()
-        if len(self._intake) > INTAKE_RECORDS_MAX:
+        if len(self._intake) > INTAKE_RECORDS_MAX or self._intake_bytes > INTAKE_BYTES_MAX:
             self._room.clear()
             await self._room.wait()
 
@@ -259,9 +263,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     def _take(self) -> list[Incoming]:
         intake = self._intake
         taken = [intake.popleft() for _ in range(min(len(intake), self._records_max))]
-        if len(intake) < INTAKE_RECORDS_MAX // 2:
-            self._room.set()
+        self._intake_bytes -= sum(len(record.body) for record in taken)
+        self._make_room()
         return taken
+
+    def _make_room(self) -> None:
+        if len(self._intake) < INTAKE_RECORDS_MAX // 2 and self._intake_bytes < INTAKE_BYTES_MAX // 2:
+            self._room.set()
 
     def _lane_id(self, topic: str, partition: int) -> int:
         return partition + (INGRESS_BASE if topic == self._prefix + INGRESS else 0)
@@ -362,6 +370,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     def _forget(self, lanes: set[int]) -> None:
         """What was fetched of these lanes comes again: else one gap would look like several."""
         self._intake = deque(record for record in self._intake if record.offset < 0 or record.lane not in lanes)
+        self._intake_bytes = sum(len(record.body) for record in self._intake)
+        self._make_room()
 
     async def _still_member(self, lanes: Sequence[int]) -> bool:
         """A commit that the group accepts proves that it still counts us as the owner."""

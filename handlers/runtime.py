@@ -14,7 +14,7 @@ from projections.runtime import NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
-from schemas.decider import Decision, Domain, Meta, Rows
+from schemas.decider import Decision, Domain, Key, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected
 from schemas.problems import summary
 from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure
@@ -59,6 +59,7 @@ class Runtime:
             events=wire.EVENTS,
             answer=answer,
             failed=failed,
+            facts={wire.CreateRun: _facts},
             ended=lambda run: run.status in RUN_ENDED,
         )
 
@@ -294,6 +295,12 @@ def failed(command: Command, code: str, detail: str) -> Command | None:
     if isinstance(command, wire.FailRun) or not isinstance(command, wire.RunCommand):
         return None
     return wire.FailRun(run_id=command.run_id, error=Failure(code=code, message=f"{command.type}: {detail}"[:2_000]))
+
+
+def _facts(command: wire.CreateRun) -> list[Key]:
+    """The workflow whose latest version is wanted; a version by its id is in memory mostly."""
+    latest = command.workflow_version_id is None and command.workflow_id is not None
+    return [(Definition, cast(str, command.workflow_id))] if latest else []
 
 
 def _version(command: wire.CreateRun, rows: Rows, meta: Meta) -> Version:

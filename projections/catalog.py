@@ -84,7 +84,14 @@ DEFINITIONS = table_spec(
     Definition,
     mutable=["seq", "name", "description", "status", "versions", "latest_published", "updated_at"],
 )
-VERSIONS = table_spec(VERSION_TABLE, Version, mutable=("status", "published_at"), parent="definition_id")
+VERSIONS = table_spec(
+    VERSION_TABLE,
+    Version,
+    mutable=("status", "published_at"),
+    parent="definition_id",
+    live=lambda version: False,
+    live_sql="false",
+)
 TABLES: tuple[TableSpec, ...] = (DEFINITIONS, VERSIONS)
 
 

@@ -129,7 +129,7 @@ def test_a_format_of_old_is_an_error() -> None:
 
 
 def lane() -> Lane:
-    return Lane(Claimed(lane=0, epoch=1, next_offset=5, position=0, sent=0, floor=0), 10)
+    return Lane(Claimed(lane=0, epoch=1, next_offset=5, position=0, sent=0, floor=0))
 
 
 def test_a_record_behind_a_known_hole_is_the_next_one() -> None:

@@ -146,7 +146,7 @@ def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Batch:
         standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent,
         standing.floor,
     )  # fmt: skip
-    lane = Lane(claimed, 1)
+    lane = Lane(claimed)
     partitions = Partitions(settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions)
     batch = Batch(partitions, {}, {}, letter.at)
     batch.bury(lane, letter)

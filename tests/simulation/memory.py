@@ -197,6 +197,11 @@ class MemoryStore:
             unit.end()
         await self._point("after_commit")
 
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        await self._point("load")
+        table = self.database.tables[spec.name]
+        return [table[id] for id in ids if id in table]
+
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         await self._point("before_claim")
         unit = MemoryUnit(self.database, self._point)

@@ -8,7 +8,7 @@ from bus.limits import Defences
 from tests.simulation.faults import Rates
 from tests.simulation.world import World, simulate
 
-SEEDS_MAX = 60
+SEEDS_MAX = 300
 HARD = Rates(
     crash=0.01,
     zombie=0.01,
