@@ -8,7 +8,7 @@ from typing import cast
 
 from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
-from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
+from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
 from projections.catalog import Definition, Version
 from projections.runtime import NodeRun, Run
 from projections.runtime_fold import evolve
@@ -32,13 +32,14 @@ class Runtime:
     """
 
     programs: Programs
-    step_kinds: frozenset[str] = frozenset({"code"})
+    step_kinds: frozenset[str] = frozenset({"code", "check"})
     check_tokens: bool = True
     share: int = NODES_PER_MESSAGE_MAX
 
     def domain(self) -> Domain:
         decide: Mapping[type[Command], Callable[..., Iterable[Decision]]] = {
             wire.CreateRun: self.create,
+            wire.StartSingle: self.start_single,
             wire.CancelRun: self.cancel,
             wire.ExecuteRun: self.execute_run,
             wire.ExecuteNode: self.execute_node,
@@ -92,6 +93,19 @@ class Runtime:
         )
         yield from self._progress(rows, meta).begin(initial.node_id if initial else None)
 
+    def start_single(self, command: wire.StartSingle, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        if rows.get(Run, meta.aggregate_id) is not None:
+            return  # A repeat: whoever awaits it is told by the run that is there.
+        yield wire.RunCreated(
+            workflow_id=wire.PLATFORM_WORKFLOW_ID,
+            workflow_version_id=wire.PLATFORM_VERSION_ID,
+            inputs=command.inputs,
+            initial_node=command.step,
+            kind="single",
+            origin=wire.Origin(answer_to=meta.answer_to) if meta.answer_to else None,
+        )
+        yield from self._progress(rows, meta).begin(command.step)
+
     def cancel(self, command: wire.CancelRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
         if run.status == "cancelled":
@@ -143,7 +157,7 @@ class Runtime:
                 if any(row.leased_by for row in rows.live(NodeRun)):
                     raise Rejected("steps_in_flight", "steps of this run are being executed")
                 yield from progress.withdraw()
-                yield wire.RunCompleted(output=progress.output(), output_text=run.output_text)
+                yield from ended(run, wire.RunCompleted(output=progress.output(), output_text=run.output_text))
             case "running":
                 raise Rejected("run_waits", "a run that waits runs again when what it waits for comes")
 
@@ -252,7 +266,7 @@ class Runtime:
             yield wire.RunFailing(error=command.error)
         for row in sorted(rows.live(NodeRun), key=lambda row: row.seq):
             yield wire.NodeCancelled(node_run_id=row.id)
-        yield wire.RunFailed(error=command.error)
+        yield from ended(run, wire.RunFailed(error=command.error))
 
     # --- shared ----------------------------------------------------------------------------------------------
 

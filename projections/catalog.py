@@ -42,6 +42,7 @@ class Version:
     status: str
     spec: JsonObject
     problems: list[JsonObject]
+    checks: JsonObject
     description: str
     created_at: float
     published_at: float
@@ -75,6 +76,7 @@ VERSION_TABLE = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("spec", Json),
     sa.Column("problems", Json),
+    sa.Column("checks", Json),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("created_at", Instant),
     sa.Column("published_at", Instant),
@@ -87,7 +89,7 @@ DEFINITIONS = table_spec(
 VERSIONS = table_spec(
     VERSION_TABLE,
     Version,
-    mutable=("status", "published_at"),
+    mutable=("status", "problems", "checks", "published_at"),
     parent="definition_id",
     live=lambda version: False,
     live_sql="false",
@@ -124,12 +126,23 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
                 number=event.number,
                 status="draft",
                 spec=event.spec,
-                problems=event.problems,
+                problems=[],
+                checks={},
                 description=event.description,
                 created_at=recorded.at,
                 published_at=0.0,
             )
             return [replace(head, versions=event.number), version]
+        case wire.CheckStarted():
+            version = cast(Version, rows.get(Version, event.version_id))
+            check = {"command_id": event.command_id, "publish": event.publish}
+            return [head, replace(version, checks={**version.checks, event.check_id: check})]
+        case wire.VersionChecked():
+            version = cast(Version, rows.get(Version, event.version_id))
+            return [head, replace(version, problems=event.problems, checks=_without(version, event.check_id))]
+        case wire.CheckFailed():
+            version = cast(Version, rows.get(Version, event.version_id))
+            return [head, replace(version, checks=_without(version, event.check_id))]
         case wire.VersionPublished():
             version = cast(Version, rows.get(Version, event.version_id))
             return [
@@ -138,6 +151,10 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
             ]
         case _:
             raise TypeError(f"{event.type} is not an event of a definition")
+
+
+def _without(version: Version, check_id: str) -> JsonObject:
+    return {id: check for id, check in version.checks.items() if id != check_id}
 
 
 def _created(event: wire.DefinitionCreated, recorded: Any) -> Definition:

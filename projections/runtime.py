@@ -58,6 +58,8 @@ class Run:
     created_at: float
     started_at: float
     ended_at: float
+    kind: str
+    origin: JsonObject | None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ RUN_TABLE = sa.Table(
     sa.Column("created_at", Instant),
     sa.Column("started_at", Instant),
     sa.Column("ended_at", Instant),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("origin", Json),
 )
 
 NODE_RUN_TABLE = sa.Table(

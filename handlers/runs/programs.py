@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from handlers.runs.singles import PLATFORM_VERSION_ID, single_program
 from projections.catalog import Version
 from schemas.decider import Missing, Preparation
 from schemas.messages import Rejected
@@ -52,13 +53,14 @@ class Programs:
         self._entries_min = entries_min
         self._bytes_max = bytes_max
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+        self._own = single_program()
         self._bytes = 0
 
     def known(self, version_id: str) -> Program | None:
         """The program if it is in memory."""
         compiled = self._compiled.get(version_id)
         if compiled is None:
-            return None
+            return self._own if version_id == PLATFORM_VERSION_ID else None
         self._compiled.move_to_end(version_id)
         return compiled.program
 

@@ -71,7 +71,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
-            [runtime.domain(), catalog.domain(parts.check_code), access.DOMAIN],
+            [runtime.domain(), catalog.DOMAIN, access.DOMAIN],
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions,

@@ -14,6 +14,7 @@ from bus.store import Incoming, Out, SendFailed, Unavailable, Unknown
 from handlers import catalog
 from handlers.ingress import IngressRules
 from handlers.runtime import Runtime
+from handlers.steps.check import problems_of
 from projections.catalog import Version
 from projections.runtime import LEASED, UNLISTED, NodeRun
 from schemas import runtime as wire
@@ -122,7 +123,8 @@ class Process:
                 return
         command = self._answer(row, timed_out)
         out = world.command(command, row, f"result:{row.lease_token}")
-        if world.clients.started[row.run_id].poisoned:
+        started = world.clients.started.get(row.run_id)
+        if started is not None and started.poisoned:
             world.database.refused.add(decode_headers(out.headers).id)
         await self.tell(row, command, out)
 
@@ -142,6 +144,9 @@ class Process:
         names = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token, "worker": worker}
         if timed_out:
             return wire.FailNode(**names, error=Failure(code="timeout"))
+        if row.kind == "check":
+            version = self.world.database.tables["definition_version"][(row.input or {})["version_id"]]
+            return wire.CompleteNode(**names, output={"problems": problems_of(version.spec)})
         match self.world.effects(row.run_id)(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 return wire.CompleteNode(**names, output=output, output_text=text)

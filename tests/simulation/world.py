@@ -260,8 +260,9 @@ class World:
 
     def _on_commit(self, writes: Writes) -> None:
         for logged in writes.events:
-            if isinstance(logged.recorded.event, NODE_ENDED):
-                self.clients.started[logged.recorded.aggregate_id].ends += 1
+            started = self.clients.started.get(logged.recorded.aggregate_id)
+            if started is not None and isinstance(logged.recorded.event, NODE_ENDED):
+                started.ends += 1
         self.step_made.set()
 
     def _on_append(self, out: Out) -> None:

@@ -95,7 +95,7 @@ class Flow:
     def __post_init__(self) -> None:
         self.version = Version(
             id=VERSION, definition_id=WORKFLOW, tenant_id=TENANT, kind="workflow", number=1, status="published",
-            spec=self._dsl(), problems=[], description="", created_at=0.0, published_at=0.0,
+            spec=self._dsl(), problems=[], checks={}, description="", created_at=0.0, published_at=0.0,
         )  # fmt: skip
         self.facts: list[Any] = [definition(), self.version]
         programs = Programs()
