@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +25,8 @@ OTHER_NAMES = {
     "otel_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
 }
 """What these fields may be called as well."""
+
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Partitions = Annotated[int, Field(ge=1, le=10_000)]
@@ -71,6 +74,14 @@ class Settings(BaseSettings):
     # Gateway
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8000
+    allowed_hosts: Annotated[
+        str,
+        Field(
+            description="comma-separated hosts the gateway goes by and whose web pages may call it, *.example.com for "
+            "all below; on a loopback address none but those of this machine (always allowed) unless named here; "
+            "on another address any if none is named"
+        ),
+    ] = ""
     gateway_instance: Annotated[int, Field(ge=0, description="which partition of `replies` it reads")] = 0
     auth_required: bool = False
     authz_required: bool = False
@@ -147,6 +158,18 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must look like http://collector:4318")
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: str) -> str:
+        names = [name.strip().lower().removesuffix(".") for name in value.split(",") if name.strip()]
+        for name in names:
+            if not _HOST_NAME.fullmatch(name) and not _is_address(name):
+                raise ValueError(
+                    f"{name!r} is no host: names such as ap.example.com, *.example.com or [fd00::1], by commas, "
+                    "without scheme, port and path"
+                )
+        return ",".join(names)
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -287,6 +310,14 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is an IPv6 address in brackets."""
+    try:
+        return name == f"[{name[1:-1]}]" and bool(ipaddress.IPv6Address(name[1:-1]))
     except ValueError:
         return False
 
