@@ -95,9 +95,7 @@ def attach(settings: Settings) -> Settings:
 
 def fill_in(settings: Settings) -> Settings:
     """The settings with what is not set taken from the stack that runs on the data folder, if one does."""
-    from pydantic import SecretStr
-
-    from infra.local.embedded.state import local_credential_keys, read_state
+    from infra.local.embedded.state import read_state
 
     state = read_state(settings.data_dir)
     if state is None or not state.is_running:
@@ -105,7 +103,6 @@ def fill_in(settings: Settings) -> Settings:
     found: dict[str, Any] = {
         "database_url": state.database_url,
         "kafka_bootstrap": state.kafka_bootstrap,
-        "credential_keys": SecretStr(local_credential_keys(settings.data_dir)),
     }
     missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
     return settings.model_copy(update=missing)

@@ -23,7 +23,6 @@ from infra.local.embedded.state import (
     Scaled,
     Wish,
     in_use,
-    local_credential_keys,
     read_state,
     read_wish,
     write_wish,
@@ -294,8 +293,6 @@ class Supervisor:
             made = secrets.token_urlsafe(24)
             given[setting_name("bootstrap_token")] = made
             self._say(f"Bootstrap token, for the first API key: {made}")
-        if self._settings.credential_keys is None:
-            given[setting_name("credential_keys")] = local_credential_keys(self._stack.folder.path)
         return {**os.environ, **given}
 
     def _units(self) -> list[Unit]:

@@ -46,7 +46,7 @@ def test_config_shows_every_setting_with_its_origin(tmp_path: Path) -> None:
         tmp_path,
         "config",
         "--json",
-        AGENT_PLATFORM_PROVIDER_API_KEY="canary",
+        AGENT_PLATFORM_BOOTSTRAP_TOKEN="canary",
         AGENT_PLATFORM_REDIS_URL="redis:",
     )
     assert done.returncode == 0, done
@@ -56,8 +56,8 @@ def test_config_shows_every_setting_with_its_origin(tmp_path: Path) -> None:
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["value"] == "9.0"
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["default"] == "8"
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["source"] == ".env"
-    assert settings["AGENT_PLATFORM_PROVIDER_API_KEY"]["value"] == "********"
-    assert settings["AGENT_PLATFORM_PROVIDER_API_KEY"]["source"] == "environment"
+    assert settings["AGENT_PLATFORM_BOOTSTRAP_TOKEN"]["value"] == "********"
+    assert settings["AGENT_PLATFORM_BOOTSTRAP_TOKEN"]["source"] == "environment"
     assert settings["AGENT_PLATFORM_GATEWAY_PORT"]["source"] == "default"
     assert document["unused"] == ["AGENT_PLATFORM_REDIS_URL"]
 
