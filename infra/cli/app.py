@@ -150,11 +150,13 @@ def executor(data: Data = None) -> None:
 @app.command()
 def migrate(data: Data = None) -> None:
     """Bring the database to the newest schema and make the topics."""
+    import uvloop
+
     from infra.roles import prepare
 
     settings = attach(load_settings(data_dir=data))
-    run_role("migrate", prepare.migrate, settings)
-    run_role("migrate", prepare.create_topics, settings)
+    uvloop.run(prepare.migrate(settings))
+    uvloop.run(prepare.create_topics(settings))
 
 
 operate.register(app)
@@ -169,7 +171,15 @@ def run_role(name: str, role: Callable[[Settings], Coroutine[Any, Any, None]], s
     from infra.telemetry import logs
 
     logs.start(settings, name)
-    uvloop.run(role(settings))
+    try:
+        uvloop.run(role(settings))
+    except Exception as error:
+        problems = problems_of(error)
+        if not problems:
+            raise
+        for problem in problems:
+            logs.log.critical("%s", problem)
+        raise typer.Exit(2) from None
 
 
 class _FetchProgress:
@@ -206,29 +216,37 @@ def _report_unused() -> None:
         complain(f"{name} is set and has no use here")
 
 
+def problems_of(error: Exception) -> list[str]:
+    """What a person can mend, a line each; none if the error is a fault of ours."""
+    from infra.local.embedded.failures import StackError
+
+    match error:
+        case SettingsError():
+            return error.problems
+        case StackError():
+            return [str(error)]
+        case OSError() if error.filename is not None or error.errno is not None:
+            return [f"{error.strerror}{f': {error.filename}' if error.filename else ''}"]
+    return []
+
+
 def main() -> None:
     """Run a command; what a person can mend is one line and exit code 2."""
-    from infra.local.embedded.failures import StackError
     from infra.telemetry import logs
 
     logs.start_at("warning", "text", "ap")  # A role begins its own, by its settings.
     sys.excepthook = report_uncaught
     try:
         app()
-    except SettingsError as error:
-        for problem in error.problems:
-            complain(problem)
-    except StackError as error:
-        complain(str(error))
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        complain(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         sys.exit(130)
-    else:
-        return
-    sys.exit(2)
+    except Exception as error:
+        problems = problems_of(error)
+        if not problems:
+            raise
+        for problem in problems:
+            complain(problem)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

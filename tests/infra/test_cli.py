@@ -82,3 +82,19 @@ def test_a_busy_port(tmp_path: Path) -> None:
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     assert "data" in only_line(ap(tmp_path, "up", "--port", "0", "--data", "data"))
+
+
+def test_what_ends_a_role_is_a_line_of_its_log(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        metrics = str(server.getsockname()[1])
+        servers = {
+            "AGENT_PLATFORM_DATABASE_URL": "postgresql://u@127.0.0.1:1/x",
+            "AGENT_PLATFORM_KAFKA_BOOTSTRAP": "x:1",
+        }
+        json_log = {"AGENT_PLATFORM_LOG_FORMAT": "json", "AGENT_PLATFORM_METRICS_PORT": metrics}
+        done = ap(tmp_path, "gateway", **servers, **json_log)
+    assert (done.returncode, done.stdout) == (2, "")
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert told[-1]["level"] == "critical"
+    assert "address already in use" in told[-1]["message"]
+    assert told[-1]["process"].startswith("gateway-")
