@@ -20,10 +20,6 @@ INGRESS_BASE = 10_000
 """Lane ids: a partition of `commands` is its own number, one of `ingress` this much more."""
 
 
-class LaneStopped(Exception):
-    """A lane stands still until an operator acts; `reason` says why."""
-
-
 class Lane:
     """Owned from a claim until the epoch is lost. Never used again afterwards.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from projections.catalog import Version
 from schemas.messages import Rejected
@@ -42,6 +42,3 @@ class Programs:
 
     def known(self, version_id: str) -> Program | None:
         return self._programs.get(version_id)
-
-
-ProgramOf = Callable[[Version], Program]

@@ -191,4 +191,4 @@ def _standing(row: Any, extent: Extent) -> Standing:
 
 
 async def _pool(settings: Settings) -> asyncpg.Pool:
-    return await postgres.connect(settings.required_database_url, size=2, application="operator")
+    return await postgres.connect(settings, size=2, application="operator")

@@ -90,7 +90,7 @@ class Listed:
 
 async def listed(settings: Settings) -> list[Listed]:
     """Every topic of ours that there is."""
-    pool = await postgres.connect(settings.required_database_url, size=1, application="topics")
+    pool = await postgres.connect(settings, size=1, application="topics")
     try:
         rows = await pool.fetch("SELECT topic, count(*) AS lanes FROM lane GROUP BY topic")
     finally:
@@ -322,7 +322,7 @@ class _Growth:
 @contextlib.asynccontextmanager
 async def _alone(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     """A pool, and no other growth meanwhile. Raises GrowthRefused."""
-    pool = await postgres.connect(settings.required_database_url, size=4, application="topic growth")
+    pool = await postgres.connect(settings, size=4, application="topic growth")
     try:
         async with pool.acquire() as holding:
             if not await holding.fetchval("SELECT pg_try_advisory_lock($1)", GROW_LOCK):

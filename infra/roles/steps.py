@@ -75,7 +75,7 @@ async def step_parts(settings: Settings, extras: Extras, role: str) -> AsyncIter
 @contextlib.asynccontextmanager
 async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleTelemetry) -> AsyncIterator[StepParts]:
     clock = DatabaseClock()
-    pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
+    pool = await postgres.connect(settings, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
     code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
