@@ -13,8 +13,8 @@ from aiokafka.errors import CorruptRecordException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.consumer import decoded
 from bus.lanes import GAPS_MAX, Lane
+from bus.record_batches import decoded
 from bus.store import Claimed
 from tests.poison.raw import SNAPPY, RawRecord, batch
 

@@ -25,6 +25,10 @@ class Publisher:
         self._bootstrap = bootstrap
         self._id = id
 
+    @property
+    def producer_id(self) -> int:
+        return int(self.producer._txn_manager.producer_id)
+
     async def begin(self) -> None:
         await self.producer.begin_transaction()
 

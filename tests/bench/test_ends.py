@@ -8,9 +8,9 @@ import uuid
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from bus.consumer import batches
 from bus.decider import Recorded
 from bus.plan import Partitions, event_record
+from bus.record_batches import batches
 from bus.store import Logged
 from infra.bench.ends import seen
 from schemas.messages import Event
