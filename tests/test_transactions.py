@@ -30,6 +30,7 @@ from schemas.topics import COMMANDS, EVENTS, INGRESS, REPLIES, partition_of
 from tests.live import Live, prepared, running, until
 from tests.poison.corpus import TENANT, TYPE, good_headers
 from tests.poison.raw import RawHeader, RawProducer, RawRecord, batch
+from tests.schemas.workflows import node
 from tests.test_verify import chain
 from tests.transactions import Publisher, app_body, command_of, publisher
 
@@ -102,7 +103,9 @@ async def nothing_of(live: Live, *ids: str) -> None:
 
 
 async def test_a_run_that_its_publisher_aborts_is_never_made(live: Live) -> None:
-    workflow = await live.publish_workflow(fresh("flow"), chain())
+    workflow = await live.publish_workflow(
+        fresh("flow"), chain(node("start", "start"), node("end", "answer", text="a"))
+    )
     body = orjson.dumps({"workflow_id": workflow})
     aborted, committed = fresh("aborted"), fresh("committed")
     async with publishing(live) as sender:
@@ -312,6 +315,20 @@ async def test_a_worker_that_starts_within_an_aborted_transaction_goes_on_behind
             async with running(settings) as live:
                 await live.rest()
                 await never(live, *bad)
+
+
+async def test_a_lane_that_stands_within_an_open_transaction_waits_for_its_end(services: EmbeddedStack) -> None:
+    """It may have been told to stand there; its topic reaches so far, though nobody can read it yet."""
+    async with prepared(services, f"within_{os.getpid()}") as settings:
+        async with publisher(settings.required_kafka_bootstrap) as sender:
+            await sender.begin()
+            offset = [await sender.app(settings.topic_prefix + INGRESS, fresh("open")) for _ in range(3)][-1]
+            async with running(settings) as live:
+                await live.database.execute("UPDATE lane SET next_offset = $1 WHERE id = $2", offset, INGRESS_BASE)
+            async with running(settings) as live:
+                assert not await _stopped(settings)
+                await sender.abort()
+                await never(live)
 
 
 async def test_a_reader_of_topics_sees_what_was_committed_from_wherever_it_begins(live: Live) -> None:
