@@ -206,6 +206,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         place = self._place(lane)
         return int(self._consumer.last_stable_offset(place) or 0) if place in self._consumer.assignment() else 0
 
+    def held_back(self, lane: int) -> int:
+        """How many offsets of a lane's topic an open transaction held back when it was fetched last."""
+        place = self._place(lane)
+        if place not in self._consumer.assignment():
+            return 0
+        return max(0, int(self._consumer.highwater(place) or 0) - self.end_offset(lane))
+
     # --- records ---------------------------------------------------------------------------------------------
 
     async def _parse(self, records: Any, _: Any) -> KafkaMessage:

@@ -258,6 +258,7 @@ async def test_a_hanging_transaction_holds_its_partition_until_its_time_out_and_
         assert any(
             "ingress/0 waits for an open transaction" in line for line in status.lines(seen, [], every_lane=False)
         )
+        assert (live.worker.end_offset(INGRESS_BASE), live.worker.held_back(INGRESS_BASE)) == (begin, 2)
         await nothing_of(live, hanging, behind)
         report = await examined(live.settings, settle_seconds=0.5)
         assert report.clean, report.document()
@@ -336,7 +337,8 @@ async def test_a_lane_that_stands_within_an_open_transaction_waits_for_its_end(s
         offset = [await sender.app(settings.topic_prefix + INGRESS, fresh("open")) for _ in range(3)][-1]
         await stands(settings, offset)
         async with running(settings) as live:
-            assert {id: lane.stopped for id, lane in live.worker.lanes.items()}[INGRESS_BASE] == ""
+            await never(live, partition=1)  # So all lanes have looked where they stand.
+            assert live.worker.lanes[INGRESS_BASE].stopped == ""
             await sender.abort()
             await never(live)
 
