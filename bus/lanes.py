@@ -25,16 +25,12 @@ INGRESS_BASE = 10_000
 """Lane ids: a partition of `commands` is its own number, one of `ingress` this much more."""
 
 
-class LaneStopped(Exception):
-    """A lane stands still until an operator acts; `reason` says why."""
-
-
 class Lane:
     """Owned from a claim until the epoch is lost. Never used again afterwards.
 
-    `next_offset`: as committed. `dealt`: the same in memory, beyond copies that need no transaction of their own.
-    `held`: records that wait for the preparations it `awaits`, and those behind them. `polled`: the next offset to
-    take in. `position`: of the last record made. `sent`: all records up to it are
+    `next_offset`: as committed. `dealt`: the same in memory, beyond copies and holes, which need no transaction
+    of their own. `held`: records that wait for the preparations it `awaits`, and those behind them. `polled`: the
+    next offset to take in. `position`: of the last record made. `sent`: all records up to it are
     acknowledged.
     """
 
@@ -109,6 +105,14 @@ class Lane:
         self.gaps = 0
         self.gap = False
         return True
+
+    def passes(self, since: int, to: int) -> None:
+        """Nothing exists from `since` up to `to`: if that is where this lane stands, it goes on behind.
+
+        Else a hole at the topic's end would count as work that waits. The next transaction tells, as of a copy.
+        """
+        if since == self.polled == self.dealt and to > since:
+            self.polled = self.dealt = to
 
     def aggregate(self, id: str) -> Aggregate:
         found = self.aggregates.get(id)

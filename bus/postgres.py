@@ -24,6 +24,7 @@ from bus.store import (
     Writes,
 )
 from infra.db import TableSpec
+from infra.settings import Settings
 from schemas import registry
 from schemas.decider import Recorded
 
@@ -35,12 +36,10 @@ SESSION = {
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    "transaction_timeout": "10s",
-    "idle_in_transaction_session_timeout": "3s",
-    "lock_timeout": "5s",
 }
 """Worker sessions: plans for a handful of rows by key must not change with the tables' sizes."""
 
+ANSWER_SECONDS = 5.0
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -313,19 +312,34 @@ async def _keep(connection: object) -> None:
     """No statement of ours leaves anything in its session, so a released connection needs no RESET round trip."""
 
 
-async def connect(url: str, *, size: int = 4, application: str = "worker") -> asyncpg.Pool:
-    """A pool of worker sessions. `url`: postgresql://…  Raises Unavailable if Postgres does not answer."""
+def session(settings: Settings, application: str) -> dict[str, str]:
+    """What a worker session sets: nobody waits for others, or keeps them waiting, longer than the settings say."""
+    return SESSION | {
+        "application_name": f"agent-platform {application}",
+        "transaction_timeout": _milliseconds(settings.transaction_timeout_seconds),
+        "idle_in_transaction_session_timeout": _milliseconds(settings.idle_in_transaction_timeout_seconds),
+        "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1_000))}ms"  # 0 would mean without end.
+
+
+async def connect(settings: Settings, *, size: int = 4, application: str = "worker") -> asyncpg.Pool:
+    """A pool of worker sessions. Raises Unavailable if Postgres does not answer."""
     try:
         return await asyncpg.create_pool(
-            url,
+            settings.required_database_url,
             min_size=min(2, size),
             max_size=size,
-            command_timeout=15,
+            # Of the driver, for a server that says nothing any more: one that does ends a transaction before.
+            command_timeout=settings.transaction_timeout_seconds + ANSWER_SECONDS,
             statement_cache_size=1_000,
             max_cached_statement_lifetime=0,
             max_cacheable_statement_size=0,
             reset=_keep,
-            server_settings=SESSION | {"application_name": f"agent-platform {application}"},
+            server_settings=session(settings, application),
         )
     except DRIVER_ERRORS as error:
         raise Unavailable(f"no connection to Postgres: {error}") from error

@@ -208,9 +208,16 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         return self.kernel.lanes
 
     def end_offset(self, lane: int) -> int:
-        """Where the topic of a lane ended when records of it were fetched last; 0 if none have been yet."""
+        """Where reading the topic of a lane ended when it was fetched last; 0 if it has not been yet."""
         place = self._place(lane)
-        return int(self._consumer.highwater(place) or 0) if place in self._consumer.assignment() else 0
+        return int(self._consumer.last_stable_offset(place) or 0) if place in self._consumer.assignment() else 0
+
+    def held_back(self, lane: int) -> int:
+        """How many offsets of a lane's topic an open transaction held back when it was fetched last."""
+        place = self._place(lane)
+        if place not in self._consumer.assignment():
+            return 0
+        return max(0, int(self._consumer.highwater(place) or 0) - self.end_offset(lane))
 
     # --- records ---------------------------------------------------------------------------------------------
 
@@ -334,13 +341,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         """Read on from where each lane stands; one whose topic does not reach there stops."""
         consumer = self._consumer
         places = {lane: self._place(lane.id) for lane in lanes}
-        ends = await consumer.end_offsets(list(places.values()))
-        begins = await consumer.beginning_offsets(list(places.values()))
+        bounds = await consumer.bounds(places.values())
         for lane, place in places.items():
-            if lane.next_offset > ends[place]:
-                lane.stopped = f"next offset {lane.next_offset} is beyond the topic's end {ends[place]}"
-            elif lane.next_offset < begins[place]:
-                lane.stopped = f"next offset {lane.next_offset} is before the topic's beginning {begins[place]}"
+            if lane.next_offset > bounds[place].high:
+                lane.stopped = f"next offset {lane.next_offset} is beyond the topic's end {bounds[place].high}"
+            elif lane.next_offset < bounds[place].begin:
+                lane.stopped = f"next offset {lane.next_offset} is before the topic's beginning {bounds[place].begin}"
             if lane.stopped:
                 log.error("lane %d stops: %s; `ap lanes adopt` goes on", lane.id, lane.stopped)
                 consumer.pause(place)
@@ -403,7 +409,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._stored_stops.add((lane.id, lane.epoch))
                     self._consumer.pause(self._place(lane.id))
 
+    def _pass_holes(self) -> None:
+        """Lanes that have taken all they were given go on behind what does not exist."""
+        for lane in self.kernel.lanes.values():
+            if lane.usable:
+                lane.passes(*self._consumer.passed(self._place(lane.id)))
+
     async def _sweep(self) -> None:
+        self._pass_holes()
         try:
             await self.kernel.fire_timers()
             await self.kernel.list_leases()

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,13 +18,17 @@ PREFIX = "AGENT_PLATFORM_"
 ENV_FILE = ".env"
 
 # Names that the platform's predecessors read and that have no use here; they are reported, not refused.
-UNUSED_PATTERNS = ("REDIS_URL", "*_SERVICE_URL", "PYTHON_BIN", "SMOKE_*")
+UNUSED_PATTERNS = (
+    "REDIS_URL", "*_SERVICE_URL", "PYTHON_BIN", "SMOKE_*", "WORKER_DRY_RUN", "AGENT_WORKER_DRY_RUN",
+    "PROVIDER_BASE_URL", "PROVIDER_API_KEY", "DEFAULT_MODEL", "EMBEDDING_*",
+)  # fmt: skip
 
 OTHER_NAMES = {
-    "worker_dry_run": PREFIX + "AGENT_WORKER_DRY_RUN",
     "otel_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
 }
 """What these fields may be called as well."""
+
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Partitions = Annotated[int, Field(ge=1, le=10_000)]
@@ -71,6 +76,14 @@ class Settings(BaseSettings):
     # Gateway
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8000
+    allowed_hosts: Annotated[
+        str,
+        Field(
+            description="comma-separated hosts the gateway goes by and whose web pages may call it, *.example.com for "
+            "all below; on a loopback address none but those of this machine (always allowed) unless named here; "
+            "on another address any if none is named"
+        ),
+    ] = ""
     gateway_instance: Annotated[int, Field(ge=0, description="which partition of `replies` it reads")] = 0
     auth_required: bool = False
     authz_required: bool = False
@@ -87,38 +100,24 @@ class Settings(BaseSettings):
     batch_records_max: Annotated[int, Field(ge=1, le=10_000)] = 300
     batch_rows_max: Annotated[int, Field(ge=1, le=100_000)] = 4096
     batch_deciding_milliseconds_max: Annotated[int, Field(ge=1, le=60_000)] = 100
-    transaction_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 10
-    idle_in_transaction_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 3
-    lock_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 5
-    database_connections_max: Annotated[int, Field(ge=1, le=1000)] = 10
-    wire_version: Annotated[int, Field(ge=1)] = 1
+
+    # Sessions of Postgres
+    transaction_timeout_seconds: Annotated[
+        float, Field(gt=0, le=600, description="longest transaction of a worker or executor")
+    ] = 10
+    idle_in_transaction_timeout_seconds: Annotated[
+        float, Field(gt=0, le=600, description="longest pause within one, as when its process is frozen")
+    ] = 3
+    lock_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="longest wait for a row of others")] = 5
+    database_connections_max: Annotated[int, Field(ge=1, le=1000, description="of a gateway, for reads")] = 10
 
     # Steps
     lease_seconds: Annotated[float, Field(gt=0, le=600)] = 8
     lease_renew_seconds: Annotated[float, Field(gt=0, le=600)] = 2
     step_concurrency: Annotated[int, Field(ge=0, le=10_000, description="steps of one kind at once")] = 1000
     step_poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
-    worker_dry_run: Annotated[
-        bool,
-        Field(validation_alias=AliasChoices(PREFIX + "WORKER_DRY_RUN", OTHER_NAMES["worker_dry_run"])),
-    ] = False
     code_sandbox: Literal["monty", "bubblewrap"] = "monty"
     max_timeout_seconds: Annotated[float, Field(gt=0, le=3600, description="longest code or tool call")] = 30
-
-    # Models and embeddings
-    provider_base_url: str | None = None
-    provider_api_key: SecretStr | None = None
-    default_model: str = "gpt-4o-mini"
-    embedding_provider: Literal["local", "http"] = "local"
-    embedding_base_url: str | None = None
-    embedding_api_key: SecretStr | None = None
-    embedding_model: str | None = None
-    embedding_dimensions: Annotated[int, Field(ge=8, le=2000)] = 256
-    embedding_fallback_enabled: bool = True
-
-    # Secrets and calls to the outside
-    credential_keys: Annotated[SecretStr | None, Field(description="comma-separated, first encrypts")] = None
-    egress_allowed_hosts: Annotated[str, Field(description="internal hosts that may be called")] = ""
 
     # Metrics and traces
     metrics_host: str = "127.0.0.1"
@@ -133,8 +132,12 @@ class Settings(BaseSettings):
     otel_sample_ratio: Annotated[float, Field(ge=0, le=1, description="of traces that begin here")] = 1.0
 
     # Logs
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="of every role; libraries say less")
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="a line for each record: text, or a JSON object")
+    ] = "text"
 
     @field_validator("database_url")
     @classmethod
@@ -147,6 +150,18 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must look like http://collector:4318")
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: str) -> str:
+        names = [name.strip().lower().removesuffix(".") for name in value.split(",") if name.strip()]
+        for name in names:
+            if not _HOST_NAME.fullmatch(name) and not _is_address(name):
+                raise ValueError(
+                    f"{name!r} is no host: names such as ap.example.com, *.example.com or [fd00::1], by commas, "
+                    "without scheme, port and path"
+                )
+        return ",".join(names)
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -287,6 +302,14 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is an IPv6 address in brackets."""
+    try:
+        return name == f"[{name[1:-1]}]" and bool(ipaddress.IPv6Address(name[1:-1]))
     except ValueError:
         return False
 

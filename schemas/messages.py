@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 UUID_PATTERN = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 """Ends with \\Z: `$` would let a line feed follow."""
@@ -143,5 +143,4 @@ class Rejected(Exception):
         return body | self.extra
 
 
-SchemaVersion = Annotated[int, Field(ge=1)]
 SCHEMA_VERSION = 1

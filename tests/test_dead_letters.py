@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from bus import dead_letters
 from bus.dead_letters import Letter, NotRetriable, again
+from infra.escaping import escaped
 from infra.history.verify import verify
 from infra.local.embedded import EmbeddedStack
 from schemas.envelope import Envelope
@@ -20,6 +21,7 @@ from schemas.messages import derive, natural_id
 from schemas.runtime import ContinueRun, CreateRun, ExecuteRun
 from schemas.topics import COMMANDS, DEAD_LETTER_BODY_BYTES_MAX, INGRESS, partition_of
 from tests.command_line import ap
+from tests.hostile_text import CORPUS, active
 from tests.live import TENANT, Live, prepared, running, until
 from tests.schemas.workflows import edge, graph, node
 
@@ -203,3 +205,24 @@ async def test_a_record_of_ingress_goes_back_to_ingress_and_keeps_its_command_id
             await retried(opened, letter)
             status, answer = await opened.outcome(derive(natural_id(TENANT, "command"), "app-1"))
             assert (status, answer["code"]) == ("succeeded", "a")
+
+
+async def test_what_a_stranger_wrote_does_nothing_at_the_terminal(live: Live) -> None:
+    for name, text in CORPUS.items():
+        id, raw = f"hostile {name}", text.encode("utf-8", "surrogatepass")
+        headers = [("ce_id", id.encode()), ("ce_type", raw), ("ce_tenantid", b"t1"), (escaped(text), raw)]
+        await live.producer.send(INGRESS, 0, None, headers, b'{"' + raw + b'": "' + raw + b'"}')
+
+        async def look(wanted: str = id) -> Letter | None:
+            letters = await dead_letters.page(live.database, status="", limit=1_000)
+            return next((letter for letter in letters if ("ce_id", wanted.encode()) in letter.headers), None)
+
+        letter = await until(look)
+        code, said = await ap(live.settings, "dlq", "show", letter.id)
+        assert (code, active(said, lines=True), orjson.loads(said)["id"]) == (0, [], letter.id), name
+    for arguments in (("dlq", "list", "--limit", "1000"), ("dlq", "list", "--json", "--limit", "1000"), ("lanes",)):
+        code, said = await ap(live.settings, *arguments)
+        assert (code, active(said, lines=True)) == (0, []), arguments
+    _, listed = await ap(live.settings, "dlq", "list", "--limit", "1000")
+    *lines, count = listed.rstrip("\n").split("\n")
+    assert count == f"{len(lines) // 2} dead letters", "two lines for each, none forged"

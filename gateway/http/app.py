@@ -15,6 +15,7 @@ from gateway.http.access_rules import credential_checked
 from gateway.http.call import CallMiddleware, call_of
 from gateway.http.commands import json_response
 from gateway.http.openapi import TITLE, openapi_document
+from gateway.http.origins import OriginMiddleware, hosts_of
 from gateway.http.ports import DatabaseUnavailable
 from gateway.http.problems import Problem, unavailable
 from gateway.http.routing import Route, add_routes, check_permissions
@@ -32,6 +33,7 @@ def create_app(gateway: Gateway, routes: Sequence[Route] = ROUTES) -> FastAPI:
     app = FastAPI(title=TITLE, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     add_routes(app, gateway, routes)
     _add_documents(app, gateway, openapi_document(routes))
+    app.add_middleware(OriginMiddleware, hosts=hosts_of(gateway.settings.gateway_host, gateway.settings))
     app.add_middleware(CallMiddleware, finished=gateway.audit.note)
     app.add_exception_handler(HTTPException, _refused)
     return app

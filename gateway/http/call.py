@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -22,6 +23,7 @@ log = logging.getLogger("agent_platform.gateway")
 
 _REQUEST_ID = re.compile(rb"^[\x21-\x7e]{1,128}$")
 _TRACEPARENT = re.compile(rb"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+_JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.-]+\+)*json", re.IGNORECASE | re.ASCII)
 PATH_CHARACTERS_MAX = 1024
 CLIENT_LEFT = 499
 """Audited as this, by custom; nobody is there to be told."""
@@ -111,8 +113,29 @@ def _begin(scope: Scope) -> Call:
     )
 
 
+def _announced_as_json(request: Request) -> bool:
+    """Whether a media type is given; without a body it may be left out. Raises Problem 415 for any but JSON.
+
+    Parameters are ignored, and `application/…+json` is JSON: a page cannot send either to another host unasked.
+    """
+    types = request.headers.getlist("content-type")
+    if any(not _JSON_TYPE.fullmatch(each.partition(";")[0].strip(" \t")) for each in types) or len(types) > 1:
+        raise _not_json()
+    codings = ",".join(request.headers.getlist("content-encoding")).lower()
+    if any(coding.strip() not in ("", "identity") for coding in codings.split(",")):
+        raise Problem(
+            415, "unsupported_media_type", "a coded body is not read", headers={"accept-encoding": "identity"}
+        )
+    return bool(types)
+
+
+def _not_json() -> Problem:
+    return Problem(415, "unsupported_media_type", "a body must come with Content-Type: application/json")
+
+
 async def read_body(request: Request, bytes_max: int) -> bytes:
-    """The request's body. Raises Problem 413 as soon as it is longer than `bytes_max`."""
+    """The request's body, which is JSON. Raises Problem 415, and 413 as soon as it is longer than `bytes_max`."""
+    announced = _announced_as_json(request)
     declared = request.headers.get("content-length")
     if declared is not None and declared.isascii() and declared.isdigit() and int(declared) > bytes_max:
         raise _too_large(bytes_max)
@@ -122,6 +145,8 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
         size += len(chunk)
         if size > bytes_max:
             raise _too_large(bytes_max)
+        if chunk and not announced:
+            raise _not_json()
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -144,7 +169,7 @@ def parse_json(body: bytes) -> Any:
     if not body:
         return {}
     try:
-        return values.parse(body)
+        value = values.parse(body)
     except values.InvalidValue as error:
         raise Problem(422, error.code, error.detail, errors=error.errors) from None
     except Malformed as error:
@@ -152,3 +177,12 @@ def parse_json(body: bytes) -> Any:
             if sign in error.detail:
                 raise Problem(422, code, detail, errors=({"pointer": "", "code": code, "detail": detail},)) from None
         raise Problem(400, error.code, f"the body is not JSON: {error.detail}") from None
+    json.loads(body, object_pairs_hook=_once, parse_int=str, parse_float=str)  # 5000 digits are no int.
+    return value
+
+
+def _once(members: list[tuple[str, Any]]) -> None:
+    """Refuse an object that names a key twice: one of the values would win silently."""
+    names = {name for name, _ in members}
+    if len(names) < len(members):
+        raise Problem(400, "duplicate_key", "an object of the body names a key more than once")

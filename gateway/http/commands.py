@@ -58,10 +58,13 @@ def preference(request: Request, default_seconds: float) -> Preference:
 
 
 def command_id_of(request: Request, tenant_id: str, fresh: str) -> str:
-    """The command's id: derived from the Idempotency-Key if there is one. Raises Problem 422."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
+    """The command's id: derived from the Idempotency-Key if there is one. Raises Problem 400 or 422."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
         return fresh
+    if len(keys) > 1:
+        raise Problem(400, "repeated_header", "a request has one Idempotency-Key at most")
+    (key,) = keys
     if not 0 < len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
         pointer = "/header/idempotency-key"
         detail = f"must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters"

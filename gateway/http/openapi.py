@@ -22,10 +22,11 @@ _REF = "#/components/schemas/{model}"
 _PROBLEMS = {
     400: "The body or a header is malformed",
     401: "No valid API key",
-    403: "Not allowed, or another tenant's",
+    403: "Not allowed, or another tenant's, or from a web page of another host",
     404: "There is no such object",
     409: "The object is not in a state that allows this",
     413: "The body is too large",
+    415: "The body is not JSON, or is compressed",
     422: "A value is not acceptable; `errors` names each field by JSON pointer",
     429: "Too many requests or commands in flight",
     503: "Kafka or Postgres does not answer; with `command_id`: the command may have been taken",
@@ -177,7 +178,7 @@ def _responses(route: Route) -> JsonObject:
 
 def _problem_statuses(route: Route, write: bool) -> Iterable[int]:
     if route.permission == PUBLIC:
-        return (503,)
+        return (400, 403, 503)
     if write:
         return tuple(_PROBLEMS)
     missing = _PARAMETER.search(route.path) or isinstance(route, ListThen)

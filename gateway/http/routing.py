@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pydantic
 from fastapi import FastAPI
@@ -95,10 +95,6 @@ class Asked(Generic[B]):
 
     def sending(self, command: Command, command_id: str) -> Sending:
         return Sending(command, command_id, self.caller.tenant, self.caller.actor, fingerprint(self.call, self.raw))
-
-
-class Endpoint(Protocol):
-    async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Callable, Iterator
 
+import httptools
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.audit import AuditLog
 from gateway.http.app import create_app
@@ -23,8 +27,22 @@ from infra.settings import Settings
 
 log = logging.getLogger("agent_platform.gateway")
 
+_TARGET = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+
 STOP_SECONDS_MAX = 35
 """Longer than the longest wait a request may ask for."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """Keeps the host of an absolute request target (`GET http://host/path`), which uvicorn drops."""
+
+    def on_headers_complete(self) -> None:
+        match = _TARGET.match(self.url)
+        if match is not None:
+            if not match[1]:
+                raise httptools.HttpParserInvalidURLError("a request target without a host")
+            self.scope["target"] = match[1].decode("latin-1")  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
 
 
 class _Server(uvicorn.Server):
@@ -67,17 +85,7 @@ async def serve(
     listening = listen(settings.gateway_host, settings.gateway_port)
     auditing = asyncio.Event()
     try:
-        server = _Server(
-            uvicorn.Config(
-                app if telemetry is None else TelemetryMiddleware(app, telemetry),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=STOP_SECONDS_MAX,
-                ws="none",
-            )
-        )
+        server = http_server(app if telemetry is None else TelemetryMiddleware(app, telemetry))
         await replies.start()
         audits = asyncio.create_task(gateway.audit.run(auditing), name="audits")
         serving = asyncio.create_task(server.serve([listening]), name="http")
@@ -95,6 +103,22 @@ async def serve(
         listening.close()
         await replies.stop()
         await reads.close()
+
+
+def http_server(app: ASGIApp) -> uvicorn.Server:
+    """The server of an application; `serve` it on a socket of `listen`."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=_Protocol,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS_MAX,
+            ws="none",
+        )
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

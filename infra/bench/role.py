@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from infra.roles.extras import Extras
 from infra.roles.gateway import run_gateway
 from infra.roles.worker import run_worker
 from infra.settings import load_settings
+from infra.telemetry import logs
 from schemas.workflow.node_types import NodeConfig, NodeKind
 
 NOOP = "noop"
@@ -35,6 +35,7 @@ EXTRAS = Extras(node_types={NOOP: Noop}, performers={NOOP: do_nothing})
 
 async def run(role: str) -> None:
     settings = load_settings()
+    logs.start(settings, role)
     match role:
         case "worker":
             await run_worker(settings, EXTRAS)
@@ -45,6 +46,4 @@ async def run(role: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)
     uvloop.run(run(sys.argv[1]))

@@ -17,6 +17,7 @@ from infra.chaos.faults import NobodyThere, Victim, is_stopped
 from infra.chaos.judge import DATABASE_ERRORS
 from infra.chaos.places import BEFORE_ANSWER, BEFORE_REPLY, BEFORE_SEND
 from infra.chaos.scene import Conclusion, Scene, scene
+from infra.escaping import escaped
 from infra.local.embedded.processes import is_alive
 from infra.local.supervisor import Say
 from infra.settings import Settings
@@ -71,7 +72,7 @@ class ControlReport:
         lines += [f"{name:<16} GREEN  found only: {others}"[:300] for name, others in self.green.items()]
         if self.armed is not None:
             lines.append(f"{'all defences on':<16} {'RED    ' + str(self.armed) if self.armed else 'clean'}")
-        return "\n".join(lines)
+        return "\n".join(map(escaped, lines))
 
     def document(self) -> dict[str, Any]:
         return {"passed": self.passed, "red": self.red, "green": self.green, "armed": self.armed}

@@ -195,7 +195,7 @@ async def _lives(settings: Settings, crashes: Crashes, producer: Producer, reade
     number = 0
     while True:
         number += 1
-        pool = await postgres.connect(settings.required_database_url, size=3, application=f"crashing {number}")
+        pool = await postgres.connect(settings, size=3, application=f"crashing {number}")
         try:
             await Life(settings, crashes, producer, reader, book, pool, f"worker-{os.getpid()}-{number}").live()
         except Crash:

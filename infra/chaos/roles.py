@@ -15,6 +15,7 @@ from infra.roles.extras import Extras
 from infra.roles.gateway import run_gateway
 from infra.roles.worker import run_worker
 from infra.settings import Settings, load_settings
+from infra.telemetry import logs
 
 STEPS_AT_ONCE = 6
 """Of a worker: few, so that executors and spare capacity have their share."""
@@ -55,6 +56,7 @@ def extras(settings: Settings) -> Extras:
 
 async def run(role: str) -> None:
     settings = load_settings()
+    logs.start(settings, role)
     match role:
         case "worker":
             few = settings.model_copy(update={"step_concurrency": STEPS_AT_ONCE})
@@ -68,10 +70,6 @@ async def run(role: str) -> None:
 
 
 if __name__ == "__main__":
-    import logging
-
     import uvloop
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)
     uvloop.run(run(sys.argv[1]))

@@ -20,6 +20,7 @@ from infra.local.embedded.processes import spawn, stop_child
 from infra.local.embedded.state import read_state
 from infra.roles.worker import worker
 from infra.settings import Settings, load_settings, setting_name
+from infra.telemetry import logs
 
 if TYPE_CHECKING:
     from infra.chaos.scene import Conclusion, Scene
@@ -297,7 +298,9 @@ class Host:
 
 
 async def _house(places: int, seed: str) -> None:
-    host = Host(load_settings(), places, seed)
+    settings = load_settings()
+    logs.start(settings, "members")
+    host = Host(settings, places, seed)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, host.stop.set)
@@ -305,10 +308,6 @@ async def _house(places: int, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    import logging
-
     import uvloop
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)
     uvloop.run(_house(int(sys.argv[1]), sys.argv[2]))

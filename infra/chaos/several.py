@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.chaos import matrix
 from infra.chaos.mix import MixReport
+from infra.escaping import escaped
 
 
 @dataclass(slots=True)
@@ -30,9 +31,9 @@ class Several:
         return [f"seed {report.seed}: {each}" for report in self.reports for each in report.conclusion.problems]
 
     def table(self) -> str:
-        lines = [matrix.table(self.counts, self.observed), ""]
-        lines += [f"seed {report.seed}: {report.conclusion.summary}" for report in self.reports]
-        return "\n".join([*lines, *(self.problems or ["Nothing was lost, doubled, stuck or answered wrongly."])])
+        seeds = [f"seed {report.seed}: {report.conclusion.summary}" for report in self.reports]
+        found = self.problems or ["Nothing was lost, doubled, stuck or answered wrongly."]
+        return "\n".join([matrix.table(self.counts, self.observed), "", *map(escaped, seeds + found)])
 
     def document(self) -> dict[str, Any]:
         return {

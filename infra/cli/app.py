@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli import bench, chaos, history, operate, scale
-from infra.cli.terminal import attach, complain, fill_in, say
+from infra.cli.terminal import attach, complain, fill_in, output_is_watched, report_uncaught, say, somebody_watches
 from infra.settings import Settings, SettingsError, load_settings, unused_names
 
 if TYPE_CHECKING:
@@ -62,12 +62,11 @@ def demo(
     """Start everything in a fresh folder, run the guided example, stop."""
     import tempfile
 
-    from rich.console import Console
-
+    from infra.local.console import SafeConsole
     from infra.local.demo import DemoFailed, run_demo
     from infra.local.supervisor import Supervisor
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = SafeConsole(width=None if output_is_watched() else 120)
 
     async def run(folder: str) -> None:
         settings = load_settings(data_dir=Path(folder), gateway_port=0, auth_required=False)
@@ -129,7 +128,7 @@ def gateway(
     """Run one gateway."""
     from infra.roles.gateway import run_gateway
 
-    run_role(run_gateway, attach(load_settings(data_dir=data, gateway_port=port)))
+    run_role("gateway", run_gateway, attach(load_settings(data_dir=data, gateway_port=port)))
 
 
 @app.command()
@@ -137,7 +136,7 @@ def worker(data: Data = None) -> None:
     """Run one worker: it owns lanes, decides, and takes steps when it has room."""
     from infra.roles.worker import run_worker
 
-    run_role(run_worker, attach(load_settings(data_dir=data)))
+    run_role("worker", run_worker, attach(load_settings(data_dir=data)))
 
 
 @app.command()
@@ -145,17 +144,19 @@ def executor(data: Data = None) -> None:
     """Run one executor: it takes steps only."""
     from infra.roles.executor import run_executor
 
-    run_role(run_executor, attach(load_settings(data_dir=data)))
+    run_role("executor", run_executor, attach(load_settings(data_dir=data)))
 
 
 @app.command()
 def migrate(data: Data = None) -> None:
     """Bring the database to the newest schema and make the topics."""
+    import uvloop
+
     from infra.roles import prepare
 
     settings = attach(load_settings(data_dir=data))
-    run_role(prepare.migrate, settings)
-    run_role(prepare.create_topics, settings)
+    uvloop.run(prepare.migrate(settings))
+    uvloop.run(prepare.create_topics(settings))
 
 
 operate.register(app)
@@ -163,11 +164,22 @@ history.register(app)
 scale.register(app)
 
 
-def run_role(role: Callable[[Settings], Coroutine[Any, Any, None]], settings: Settings) -> None:
-    """Run a role to its end, on uvloop."""
+def run_role(name: str, role: Callable[[Settings], Coroutine[Any, Any, None]], settings: Settings) -> None:
+    """Run a role to its end, on uvloop, its log as the settings say."""
     import uvloop
 
-    uvloop.run(role(settings))
+    from infra.telemetry import logs
+
+    logs.start(settings, name)
+    try:
+        uvloop.run(role(settings))
+    except Exception as error:
+        problems = problems_of(error)
+        if not problems:
+            raise
+        for problem in problems:
+            logs.log.critical("%s", problem)
+        raise typer.Exit(2) from None
 
 
 class _FetchProgress:
@@ -183,13 +195,14 @@ class _FetchProgress:
 
     def _advance(self, done: int, total: int) -> None:
         if done == 0:
-            if not sys.stderr.isatty():
+            if not somebody_watches():
                 complain(f"fetching Apache Kafka ({total} files, once) ...")
                 return
-            from rich.console import Console
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(console=Console(stderr=True), transient=True)
+            from infra.local.console import SafeConsole
+
+            self._bar = Bar(console=SafeConsole(stderr=True), transient=True)
             self._task = self._bar.add_task("Fetching Apache Kafka (once)", total=total)
             self._bar.start()
         elif self._bar is not None:
@@ -203,26 +216,37 @@ def _report_unused() -> None:
         complain(f"{name} is set and has no use here")
 
 
-def main() -> None:
-    """Run a command; what a person can mend is one line and exit code 2."""
+def problems_of(error: Exception) -> list[str]:
+    """What a person can mend, a line each; none if the error is a fault of ours."""
     from infra.local.embedded.failures import StackError
 
+    match error:
+        case SettingsError():
+            return error.problems
+        case StackError():
+            return [str(error)]
+        case OSError() if error.filename is not None or error.errno is not None:
+            return [f"{error.strerror}{f': {error.filename}' if error.filename else ''}"]
+    return []
+
+
+def main() -> None:
+    """Run a command; what a person can mend is one line and exit code 2."""
+    from infra.telemetry import logs
+
+    logs.start_at("warning", "text", "ap")  # A role begins its own, by its settings.
+    sys.excepthook = report_uncaught
     try:
         app()
-    except SettingsError as error:
-        for problem in error.problems:
-            complain(problem)
-    except StackError as error:
-        complain(str(error))
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        complain(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         sys.exit(130)
-    else:
-        return
-    sys.exit(2)
+    except Exception as error:
+        problems = problems_of(error)
+        if not problems:
+            raise
+        for problem in problems:
+            complain(problem)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

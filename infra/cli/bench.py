@@ -12,6 +12,8 @@ import orjson
 import typer
 
 from infra.bench.catalogue import PEERS, WORKLOADS
+from infra.cli.terminal import complain, say
+from infra.escaping import escaped
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
@@ -58,14 +60,15 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="ap-bench-", ignore_cleanup_errors=True) as temporary:
         settings = load_settings(data_dir=data or Path(temporary), gateway_port=0, auth_required=False)
         try:
-            found = uvloop.run(runner.run(chosen, options.small() if small else options, settings, _say))
+            found = uvloop.run(runner.run(chosen, options.small() if small else options, settings, say))
         except BenchFailed as error:
-            typer.echo(f"ap: the benchmark failed: {error}", err=True)
+            complain(f"the benchmark failed: {error}")
             raise typer.Exit(1) from None
     for each in before:
         found = found.with_earlier(each)
     judged = list(findings(found.results, {*chosen, *(each.workload for each in found.results)})) if floors else []
-    _say("\n\n".join([report.text(found), *([report.targets(judged)] if judged else [])]))
+    parts = [report.text(found), *([report.targets(judged)] if judged else [])]
+    say(*"\n\n".join(parts).split("\n"))
     if json is not None:
         document = {**found.document(), "targets": [finding.document() for finding in judged]}
         json.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
@@ -79,7 +82,7 @@ def _report(file: Path) -> Report:
     try:
         return Report.of(orjson.loads(file.read_bytes()))
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise typer.BadParameter(f"{file} is no report: {error}", param_hint="--earlier") from None
+        raise typer.BadParameter(escaped(f"{file} is no report: {error}"), param_hint="--earlier") from None
 
 
 def _peers(named: str) -> list[str]:
@@ -91,7 +94,7 @@ def _peers(named: str) -> list[str]:
     lacking = {name: runner.missing(name) for name in PEERS}
     for name, what in lacking.items():
         if what is not None:
-            _say(f"without {name}: {what}")
+            say(f"without {name}: {what}")
     return [name for name, what in lacking.items() if what is None]
 
 
@@ -114,7 +117,3 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter("must be whole numbers from 1 on, by commas", param_hint="--in-flight")
     return numbers
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

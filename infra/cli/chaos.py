@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
+from infra.cli.terminal import print_json, say
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(invoke_without_command=True)
@@ -43,12 +43,12 @@ def chaos(
     report = Several()
     for each in _numbers(seeds) or [seed]:
         with _stack(data / f"seed-{each}" if data and seeds else data) as settings:
-            found = asyncio.run(mix_test(settings, seconds=minutes * 60, runs_per_second=rate, seed=each, say=_say))
+            found = asyncio.run(mix_test(settings, seconds=minutes * 60, runs_per_second=rate, seed=each, say=say))
         report.add(found)
-        _say(f"seed {each}: {found.conclusion.summary}")
-    _say(report.table())
+        say(f"seed {each}: {found.conclusion.summary}")
+    say(*report.table().split("\n"))
     if as_json:
-        _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
+        print_json(report.document())
     if report.problems:
         raise typer.Exit(1)
 
@@ -62,10 +62,10 @@ def _control(names: str, seed: int, as_json: bool, data: Path | None) -> None:
         def settings(name: str) -> Settings:
             return stacks.enter_context(_stack(data / name.replace(" ", "-") if data else None))
 
-        report = asyncio.run(control_test(settings, chosen, seed=seed, say=_say))
-    _say(report.table())
+        report = asyncio.run(control_test(settings, chosen, seed=seed, say=say))
+    say(*report.table().split("\n"))
     if as_json:
-        _say(orjson.dumps(report.document(), option=orjson.OPT_INDENT_2).decode())
+        print_json(report.document())
     if not report.passed:
         raise typer.Exit(1)
 
@@ -102,7 +102,7 @@ def kill(
         vias=_names(via, VIAS, "--via"),
     )
     with _stack(data) as settings:
-        report = asyncio.run(kill_test(settings, plan, _say))
+        report = asyncio.run(kill_test(settings, plan, say))
     _conclude(report.document(), report.problems)
 
 
@@ -116,7 +116,7 @@ def scale(
     from infra.chaos.scale import scale_test
 
     with _stack(data) as settings:
-        report = asyncio.run(scale_test(settings, seconds=seconds, seed=seed, say=_say))
+        report = asyncio.run(scale_test(settings, seconds=seconds, seed=seed, say=say))
     _conclude(report.document(), report.problems)
 
 
@@ -130,7 +130,7 @@ def rolling(
     from infra.chaos.rolling import rolling_test
 
     with _stack(data) as settings:
-        report = asyncio.run(rolling_test(settings, seed=seed, rounds=rounds, say=_say))
+        report = asyncio.run(rolling_test(settings, seed=seed, rounds=rounds, say=say))
     _conclude(report.document(), report.problems)
 
 
@@ -142,7 +142,7 @@ def topics(
     from infra.chaos.topics import topics_test
 
     with _stack(data) as settings:
-        report = asyncio.run(topics_test(settings, seed=seed, say=_say, only=only))
+        report = asyncio.run(topics_test(settings, seed=seed, say=say, only=only))
     _conclude(report.document(), report.problems)
 
 
@@ -162,10 +162,6 @@ def _stack(data: Path | None) -> Iterator[Settings]:
 
 
 def _conclude(document: dict[str, Any], problems: list[str]) -> None:
-    _say(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    print_json(document)
     if problems:
         raise typer.Exit(1)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -1,14 +1,23 @@
 """Commands about the past: rebuild projections, replay topics, follow and export events."""
 
 import contextlib
-import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from infra.cli.terminal import attached_settings, complain, print_json, run_or_exit
+from infra.cli.terminal import (
+    attached_settings,
+    binary_output,
+    complain,
+    json_lines,
+    print_json,
+    remark,
+    run_or_exit,
+    say,
+    somebody_watches,
+)
 
 T = TypeVar("T")
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the embedded services [default: .ap]")]
@@ -68,37 +77,38 @@ def rebuild(
 
 def _print_rebuilt(report: Any, target: str) -> None:
     rate = f"{report.events_per_second:,.0f}".replace(",", " ")
-    print(f"{report.events} events of {report.aggregates} aggregates folded in {report.seconds:.1f} s: {rate} events/s")
+    say(f"{report.events} events of {report.aggregates} aggregates folded in {report.seconds:.1f} s: {rate} events/s")
     rows = ", ".join(f"{count} {table}" for table, count in report.rows.items()) or "none"
-    print(f"rows written to schema {target}: {rows}" if target else f"rows compared: {rows}")
+    say(f"rows written to schema {target}: {rows}" if target else f"rows compared: {rows}")
     different = sum(report.different.values())
     if not target:
-        print(f"{different} rows differ" + (":" if different else ""))
+        say(f"{different} rows differ" + (":" if different else ""))
     for difference in report.differences[:SHOWN_MAX]:
-        print(f"  {difference}")
+        say(f"  {difference}")
     if different > SHOWN_MAX:
-        print(f"  and {different - SHOWN_MAX} more (--json shows the first {len(report.differences)})")
+        say(f"  and {different - SHOWN_MAX} more (--json shows the first {len(report.differences)})")
     for id, reason in list(report.unfoldable.items())[:SHOWN_MAX]:
-        print(f"  {id} cannot be folded: {reason}")
+        say(f"  {id} cannot be folded: {reason}")
     if report.held_seconds:
         repaired = ", ".join(f"{count} {table}" for table, count in report.repaired.items()) or "nothing"
         longest = max(report.held_seconds) * 1_000
-        print(f"repaired: {repaired}; lanes held {len(report.held_seconds)} times, at most {longest:.0f} ms each")
+        say(f"repaired: {repaired}; lanes held {len(report.held_seconds)} times, at most {longest:.0f} ms each")
     for note in report.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Any]:
     """A bar with the rate, where somebody watches."""
-    if not sys.stderr.isatty():
+    if not somebody_watches():
         yield lambda progress: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from infra.local.console import SafeConsole
+
     columns = TextColumn("folding"), BarColumn(), TextColumn("{task.fields[rate]} events/s"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=SafeConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, rate="")
 
         def show(progress: Any) -> None:
@@ -170,10 +180,10 @@ def replay(
 
     report = _refusable(work())
     if as_json:
-        print_json(report.document(), sys.stderr if where == "-" else None)
+        (remark if where == "-" else say)(*json_lines(report.document()))
     else:
         again = f", going on where group {group} stood" if report.resumed else ""
-        print(f"{report.taken} of {report.read} records handed on{again}", file=sys.stderr)
+        remark(f"{report.taken} of {report.read} records handed on{again}")
 
 
 def tail(
@@ -187,7 +197,7 @@ def tail(
     from infra.history import replay as replaying
 
     settings = attached_settings(data)
-    printed = replaying.Printed(lambda text: print(text, flush=True), as_json=as_json)
+    printed = replaying.Printed(say, as_json=as_json)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         _refusable(
             replaying.replay(
@@ -217,7 +227,7 @@ def events_export(
         bounds = replaying.ExportRange.parse(since, until)
         chosen = _selection(type, aggregate, tenant)
         count = 0
-        with contextlib.nullcontext(sys.stdout.buffer) if out == "-" else replaying.open_file(Path(out)) as file:
+        with contextlib.nullcontext(binary_output()) if out == "-" else replaying.open_file(Path(out)) as file:
             async for event in replaying.export(settings.required_database_url, chosen, bounds):
                 file.write(line(event))
                 count += 1
@@ -225,7 +235,7 @@ def events_export(
         return count
 
     count = _refusable(work())
-    print(f"{count} events", file=sys.stderr)
+    remark(f"{count} events")
 
 
 def _selection(types: list[str] | None, aggregates: list[str] | None, tenant: str) -> Any:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infra.cli.terminal import print_json
+from infra.cli.terminal import print_json, say
 from infra.local.embedded.failures import StackError
 from infra.local.embedded.processes import is_alive, signal_process
 from infra.local.embedded.state import State, read_state, stop_leftovers
@@ -73,7 +73,7 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
         if as_json:
             print_json(status_document(settings.data_dir))
         else:
-            print(f"Nothing is running in {settings.data_dir}.")
+            say(f"Nothing is running in {settings.data_dir}.")
         return False
     from infra.operate import status
 
@@ -89,7 +89,7 @@ def show_status(settings: Settings, *, as_json: bool, every_lane: bool) -> bool:
     if running and state is not None:
         _print_state(state, settings.data_dir)
     for line in status.lines(seen, problems, every_lane=every_lane):
-        print(line)
+        say(line)
     return not problems
 
 
@@ -111,16 +111,16 @@ def _dead_roles(state: State) -> list[str]:
 
 
 def _print_state(state: State, data: Path) -> None:
-    print(f"Running since {state.since} as process {state.owner.pid} in {data.absolute()}")
-    print(f"  {'gateway':<10} {state.gateway_url or 'starting'}")
-    print(f"  {'postgres':<10} {mask_password(state.database_url or 'starting')}")
-    print(f"  {'kafka':<10} {state.kafka_bootstrap or 'starting'}")
+    say(f"Running since {state.since} as process {state.owner.pid} in {data.absolute()}")
+    say(f"  {'gateway':<10} {state.gateway_url or 'starting'}")
+    say(f"  {'postgres':<10} {mask_password(state.database_url or 'starting')}")
+    say(f"  {'kafka':<10} {state.kafka_bootstrap or 'starting'}")
     for process in state.processes:
         alive = "running" if is_alive(process.identity) else "ended"
         restarts = f", started again {process.restarts} times" if process.restarts else ""
         name = f"{process.role}-{process.index}"
         metrics = f", metrics on port {process.metrics_port}" if process.metrics_port else ""
-        print(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}{metrics}")
+        say(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}{metrics}")
 
 
 def show_config(settings: Settings, *, as_json: bool) -> None:
@@ -138,4 +138,4 @@ def show_config(settings: Settings, *, as_json: bool) -> None:
     width = max(len(row[0]) for row in rows)
     for name, value, default, source, _ in rows:
         origin = source if value == default else f"{source}; default {default or 'none'}"
-        print(f"{name:<{width}}  {value or '-':<24}  ({origin})")
+        say(f"{name:<{width}}  {value or '-':<24}  ({origin})")

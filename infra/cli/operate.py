@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
 import typer
 
-from infra.cli.terminal import attached_settings, complain, print_json, run_or_exit
+from infra.cli.terminal import attached_settings, complain, print_json, run_or_exit, say
+from infra.escaping import escaped_json
 from infra.settings import Settings
 
 T = TypeVar("T")
@@ -52,12 +52,12 @@ def verify(data: Data = None, as_json: AsJson = False) -> None:
     else:
         for name, meaning in INVARIANTS.items():
             found = report.found[name]
-            print(f"{name:<4} {'holds' if not found else f'BROKEN {found} times':<16} {meaning}")
+            say(f"{name:<4} {'holds' if not found else f'BROKEN {found} times':<16} {meaning}")
             for problem in report.violations[name]:
-                print(f"       {problem}")
-        print("checked: " + ", ".join(f"{count} {what}" for what, count in sorted(report.checked.items())))
+                say(f"       {problem}")
+        say("checked: " + ", ".join(f"{count} {what}" for what, count in sorted(report.checked.items())))
         for note in report.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
     if not report.clean:
         raise typer.Exit(1)
 
@@ -94,9 +94,9 @@ def publish(
 
     became = run_or_exit(send())
     for record in records if not wait else ():
-        print(record.command_id)
+        say(record.command_id)
     for each in became:
-        print(orjson.dumps(each).decode())
+        say(escaped_json(each))
     if any(each["status"] != "succeeded" for each in became):
         raise typer.Exit(1)
 
@@ -110,7 +110,7 @@ def schema(
     if out is None:
         print_json(json_schema.documents())
     else:
-        print(f"{json_schema.write(out)} schemas in {out}")
+        say(f"{json_schema.write(out)} schemas in {out}")
 
 
 @dlq.command("list")
@@ -135,9 +135,9 @@ def dlq_list(
         return
     for letter in letters:
         place = f"{letter['topic']}/{letter['partition']}@{letter['offset']}"
-        print(f"{letter['id']}  {letter['at']}  {letter['status']:<7}  {letter['code']:<18} {place}  {letter['type']}")
-        print(f"    {letter['detail']}")
-    print(f"{len(letters)} dead letters")
+        say(f"{letter['id']}  {letter['at']}  {letter['status']:<7}  {letter['code']:<18} {place}  {letter['type']}")
+        say(f"    {letter['detail']}")
+    say(f"{len(letters)} dead letters")
 
 
 @dlq.command("show")
@@ -231,7 +231,7 @@ def lanes_resend(data: Data = None) -> None:
 
     settings = attached_settings(data)
     events = _operate(lambda: lane_operations.resend(settings))
-    print(f"{events} events go out again when workers claim their lanes")
+    say(f"{events} events go out again when workers claim their lanes")
 
 
 @lanes.command("skip")
@@ -245,7 +245,7 @@ def lanes_skip(lane: LaneName, force: Force = False, data: Data = None, as_json:
         print_json(standing.document() | {"dead_letter": letter.id})
         return
     _print_lanes([standing], as_json)
-    print(f"the record is dead letter {letter.id}")
+    say(f"the record is dead letter {letter.id}")
 
 
 def _with_database(settings: Settings, act: Any) -> Any:
@@ -321,7 +321,7 @@ def _print_letters(letters: Iterable[Any], as_json: bool) -> None:
         print_json(shown)
         return
     for letter in shown:
-        print(f"{letter['id']}  {letter['status']}  {letter['type']}  {letter['message_id']}")
+        say(f"{letter['id']}  {letter['status']}  {letter['type']}  {letter['message_id']}")
 
 
 def _print_lanes(standings: Iterable[Any], as_json: bool) -> None:
@@ -330,4 +330,4 @@ def _print_lanes(standings: Iterable[Any], as_json: bool) -> None:
         return
     for each in standings:
         why = f"  stopped: {each.stopped}" if each.stopped else ""
-        print(f"{each.name:<12} at {each.next_offset} of {each.begin}..{each.end}, epoch {each.epoch}{why}")
+        say(f"{each.name:<12} at {each.next_offset} of {each.begin}..{each.end}, epoch {each.epoch}{why}")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.terminal import print_json
+from infra.cli.terminal import print_json, say
 from infra.local.embedded.failures import StackError
 from infra.local.embedded.state import Scaled, State, Wish, read_state, read_wish, write_wish
 from infra.settings import Settings, SettingsError, load_settings, setting_name
@@ -43,9 +43,9 @@ def scale(
     wanted = parse_counts(counts)
     done = ask_to_scale(settings.data_dir, wanted)
     for line in report(done):
-        print(line)
+        say(line)
     if "worker" in wanted and (said := asyncio.run(warning(wanted["worker"], _attached(data).required_database_url))):
-        print(said)
+        say(said)
     if any(code not in IN_ORDER for code in done.stopped.values()):
         raise typer.Exit(1)
 
@@ -107,7 +107,7 @@ def topics_list(data: Data = None, as_json: AsJson = False) -> None:
         return
     for each in found:
         recorded = "" if each.recorded in (None, each.partitions) else f", {each.recorded} recorded: being grown"
-        print(f"{each.topic:<16} {each.partitions:>5} partitions{recorded}, kept {_days(each.retention_seconds)}")
+        say(f"{each.topic:<16} {each.partitions:>5} partitions{recorded}, kept {_days(each.retention_seconds)}")
 
 
 @topics.command("grow")
@@ -134,20 +134,20 @@ def topics_grow(
         raise StackError(str(refused)) from None
     except BaseException:  # Nobody may start between the old number and the new one: see infra.topics.check.
         if pausing:
-            print("Interrupted: what was stopped stays stopped until `ap topics grow --restart` has finished it.")
+            say("Interrupted: what was stopped stays stopped until `ap topics grow --restart` has finished it.")
         raise
     if pausing:
         ask_to_scale(settings.data_dir, {})
     if topic in ("commands", "ingress") and f"{topic}_partitions" in settings.model_fields_set:
-        print(f"Note: {setting_name(f'{topic}_partitions')} is set: set it to {done.after}, or leave it out.")
-    print(f"Topic {done.topic} has {done.after} partitions, {done.before} before.")
+        say(f"Note: {setting_name(f'{topic}_partitions')} is set: set it to {done.after}, or leave it out.")
+    say(f"Topic {done.topic} has {done.after} partitions, {done.before} before.")
     if done.topic == "commands":
-        print(
+        say(
             f"Moved {done.moved} records not handled yet, {done.timers} timers, {done.aggregates} aggregates;"
             f" sent {done.sent} records that waited."
         )
     else:
-        print("Workers find the new partitions within five minutes, or when they are started again.")
+        say("Workers find the new partitions within five minutes, or when they are started again.")
 
 
 def _attached(data: Path | None) -> Settings:

@@ -1,13 +1,15 @@
 """How commands meet a person: settings of a data folder, errors as one line, JSON."""
 
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from types import TracebackType
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import orjson
 import typer
 
+from infra.escaping import encodable, escaped, escaped_json, traceback_lines
 from infra.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -37,16 +39,51 @@ def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
     raise typer.Exit(2)
 
 
-def print_json(document: Any, file: TextIO | None = None) -> None:
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
+def say(*lines: str) -> None:
+    """Print each on one line of standard output, whatever strangers wrote into it."""
+    _print(sys.stdout, lines)
+
+
+def remark(*lines: str) -> None:
+    """The same beside the output, on standard error."""
+    _print(sys.stderr, lines)
 
 
 def complain(text: str) -> None:
-    print(f"ap: {text}", file=sys.stderr, flush=True)
+    remark(f"ap: {text}")
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def print_json(document: Any) -> None:
+    say(*json_lines(document))
+
+
+def json_lines(document: Any) -> list[str]:
+    """A document as indented JSON."""
+    return escaped_json(encodable(document), option=orjson.OPT_INDENT_2).split("\n")
+
+
+def somebody_watches() -> bool:
+    """Whether a person sees what is drawn on standard error."""
+    return sys.stderr.isatty()
+
+
+def output_is_watched() -> bool:
+    """Whether a person sees standard output."""
+    return sys.stdout.isatty()
+
+
+def binary_output() -> BinaryIO:
+    """Standard output for documents whose text is escaped already, as lines of `cloud_events.line` are."""
+    return sys.stdout.buffer
+
+
+def report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's hook for errors that nobody caught: their text is strangers' too."""
+    remark(*traceback_lines(error))
+
+
+def _print(file: TextIO, lines: Iterable[str]) -> None:
+    print("\n".join(map(escaped, lines)), file=file, flush=True)
 
 
 def attach(settings: Settings) -> Settings:
@@ -58,9 +95,7 @@ def attach(settings: Settings) -> Settings:
 
 def fill_in(settings: Settings) -> Settings:
     """The settings with what is not set taken from the stack that runs on the data folder, if one does."""
-    from pydantic import SecretStr
-
-    from infra.local.embedded.state import local_credential_keys, read_state
+    from infra.local.embedded.state import read_state
 
     state = read_state(settings.data_dir)
     if state is None or not state.is_running:
@@ -68,7 +103,6 @@ def fill_in(settings: Settings) -> Settings:
     found: dict[str, Any] = {
         "database_url": state.database_url,
         "kafka_bootstrap": state.kafka_bootstrap,
-        "credential_keys": SecretStr(local_credential_keys(settings.data_dir)),
     }
     missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
     return settings.model_copy(update=missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -53,15 +52,3 @@ async def recorded_partitions(url: str) -> dict[str, int]:
             return {row.topic: row.lanes for row in rows}
     finally:
         await engine.dispose()
-
-
-async def wait_for_schema(url: str, seconds: float = 30.0) -> None:
-    """Wait until the lanes are there. Raises TimeoutError."""
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                if await recorded_partitions(url):
-                    return
-            except (sa.exc.SQLAlchemyError, OSError):
-                pass
-            await asyncio.sleep(0.2)

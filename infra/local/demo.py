@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from infra.escaping import escaped
 from infra.history.verify import verify
 from infra.settings import Settings
 from schemas.envelope import Envelope
@@ -93,15 +94,21 @@ async def run_demo(stack: Stack, count: int, console: Console) -> None:
 # --- one run by HTTP -----------------------------------------------------------------------------------------
 
 
+def _begin(console: Console, number: int, what: str) -> None:
+    console.print(Text.assemble("\n", (str(number), "bold"), f" {what}"))
+
+
 async def _publish(client: httpx.AsyncClient, console: Console) -> str:
     dsl = orjson.loads((EXAMPLES / "triage.json").read_bytes())
     app = await _post(client, "/workflows/apps", {"code": "support", "name": "Support 客服"})
     workflow = await _post(client, "/workflows", {"app_id": app["id"], "code": "triage", "name": "Ticket triage"})
     version = await _post(client, "/workflows/versions", {"workflow_id": workflow["id"], "dsl_json": dsl})
     await _post(client, f"/workflows/versions/{version['id']}/publish", {})
-    console.print(
-        f"\n[bold]1[/] Workflow published: {len(dsl['nodes'])} nodes that mask personal data in a loop, find topic"
-        " and urgency\n  in parallel, join, branch, and answer in the ticket's language (infra/examples/triage.json)"
+    _begin(
+        console,
+        1,
+        f"Workflow published: {len(dsl['nodes'])} nodes that mask personal data in a loop, find topic"
+        " and urgency\n  in parallel, join, branch, and answer in the ticket's language (infra/examples/triage.json)",
     )
     return str(workflow["id"])
 
@@ -112,9 +119,9 @@ async def _one_run(client: httpx.AsyncClient, workflow: str, ticket: Ticket, con
     if run["status"] != "completed" or not _as_expected(run["output_json"], ticket):
         raise DemoFailed(f"expected {ticket.expected} and got {run}")
     page = await _get(client, f"/runtime/node-runs?run_id={run['id']}&limit=200")
-    console.print(f"\n[bold]2[/] One ticket by HTTP: POST /gateway/runtime/runs, {len(page['items'])} node runs")
+    _begin(console, 2, f"One ticket by HTTP: POST /gateway/runtime/runs, {len(page['items'])} node runs")
     console.print(_timeline(page["items"]))
-    console.print(f"  Answer: {run['output_text']}", markup=False)
+    console.print(escaped(f"  Answer: {run['output_text']}"))
 
 
 def _timeline(node_runs: Sequence[JsonObject]) -> Table:
@@ -136,7 +143,7 @@ def _timeline(node_runs: Sequence[JsonObject]) -> Table:
             node["status"],
             f"{start - begin:.1f}" if start else "",
             f"{end - start:.1f}" if start and end else "",
-            Text(shown.strip().replace("\n", " ")),
+            escaped(shown.strip().replace("\n", " ")),
         )
     return table
 
@@ -159,9 +166,11 @@ async def _burst(
     stack: Stack, database: asyncpg.Connection, workflow: str, tickets: Sequence[Ticket], console: Console
 ) -> None:
     again = int(len(tickets) * SENT_TWICE)
-    console.print(
-        f"\n[bold]3[/] {len(tickets)} tickets by Kafka: one record each on topic `{INGRESS}`, {again} of them twice;"
-        " then kill -9 of a worker"
+    _begin(
+        console,
+        3,
+        f"{len(tickets)} tickets by Kafka: one record each on topic `{INGRESS}`, {again} of them twice;"
+        " then kill -9 of a worker",
     )
     publishing = asyncio.create_task(_send(stack.settings, workflow, tickets, again))
     begin = monotonic()
@@ -248,7 +257,7 @@ async def _show_results(
         f" {len(rows) / seconds:.0f} tickets/s, {node_runs / seconds:.0f} node runs/s"
     )
     console.print(f"  answered each half second: {_bars([row['ended_at'] - begin for row in rows], seconds)}")
-    console.print("\n[bold]4[/] Results: every ticket answered once, in the queue and priority that a person chose")
+    _begin(console, 4, "Results: every ticket answered once, in the queue and priority that a person chose")
     console.print(_result_table([orjson.loads(row["output"]) for row in rows]))
 
 
@@ -290,7 +299,7 @@ def _result_table(outputs: Sequence[JsonObject]) -> Table:
 
 
 async def _verify(settings: Settings, console: Console) -> None:
-    console.print("\n[bold]5[/] ap verify, over everything recorded in Postgres and Kafka ...")
+    _begin(console, 5, "ap verify, over everything recorded in Postgres and Kafka ...")
     url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap
     report = await verify(url, bootstrap, settings.topic_prefix, lease_seconds=settings.lease_seconds)
     if not report.clean:

@@ -23,7 +23,6 @@ from infra.local.embedded.state import (
     Scaled,
     Wish,
     in_use,
-    local_credential_keys,
     read_state,
     read_wish,
     write_wish,
@@ -294,8 +293,6 @@ class Supervisor:
             made = secrets.token_urlsafe(24)
             given[setting_name("bootstrap_token")] = made
             self._say(f"Bootstrap token, for the first API key: {made}")
-        if self._settings.credential_keys is None:
-            given[setting_name("credential_keys")] = local_credential_keys(self._stack.folder.path)
         return {**os.environ, **given}
 
     def _units(self) -> list[Unit]:
@@ -387,7 +384,7 @@ async def answers_ready(host: str, port: int) -> bool:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 status_line = await reader.readline()
             finally:
                 writer.close()

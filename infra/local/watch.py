@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from infra.escaping import escaped
+from infra.local.console import SafeConsole
 from infra.local.embedded.processes import is_alive
 from infra.local.embedded.state import State, read_state
 from infra.operate.status import STILL_SECONDS, LaneStatus, NoAnswer, Sample, moveless, sample, standing_still
@@ -28,7 +30,7 @@ NUMBERS = frozenset("pid,CPU %,MiB,restarts,lag,next offset,made,unsent,units,a 
 
 async def watch(settings: Settings, every_seconds: float, *, every_lane: bool, times: int | None = None) -> None:
     """Draw until interrupted, or `times` times; where nobody looks at a terminal, one drawing below the other."""
-    console = Console(highlight=False)
+    console = SafeConsole()
     earlier: list[Sample] = []
     processes: dict[int, psutil.Process] = {}
     with contextlib.ExitStack() as stack:
@@ -46,7 +48,7 @@ async def watch(settings: Settings, every_seconds: float, *, every_lane: bool, t
             drawing = Group(
                 *_head(settings.data_dir, processes),
                 *body(earlier, every_lane=every_lane, rows=console.height - 22),
-                *([Text(problem, style="bold red")] if problem else []),
+                *([Text(escaped(problem), style="bold red")] if problem else []),
             )
             if live is None:
                 console.print(drawing)
@@ -61,7 +63,7 @@ def _head(data: Path, processes: dict[int, psutil.Process]) -> list[RenderableTy
     if state is None or not state.is_running:
         return []
     since = f"Running since {state.since} in {data.absolute()}, gateway {state.gateway_url}"
-    return [Text(since), _roles(state, processes)]
+    return [Text(escaped(since)), _roles(state, processes)]
 
 
 def _roles(state: State, processes: dict[int, psutil.Process]) -> Table:
@@ -90,7 +92,7 @@ def body(earlier: Sequence[Sample], *, every_lane: bool, rows: int) -> list[Rend
     if not long_enough:  # What has just begun to wait is given time; what has stopped is said at once.
         unmoved = set(moveless(before, seen))
         problems = [problem for problem in problems if problem not in unmoved]
-    return shown + [Text(f"Standing still: {problem}", style="bold red") for problem in problems]
+    return shown + [Text(escaped(f"Standing still: {problem}"), style="bold red") for problem in problems]
 
 
 def _lanes(seen: Sample, *, every_lane: bool, rows: int) -> Table:
@@ -110,7 +112,7 @@ def _lane(lane: LaneStatus) -> list[str]:
     age = "" if lane.oldest_seconds is None else seconds(lane.oldest_seconds)
     owner = f"STOPPED: {lane.stopped}" if lane.stopped else lane.owner or "nobody"
     figures = (lane.lag, lane.next_offset, lane.position, lane.unsent)
-    return [f"{lane.topic}/{lane.partition}", *(str(figure) for figure in figures), age, owner]
+    return [f"{lane.topic}/{lane.partition}", *(str(figure) for figure in figures), age, escaped(owner)]
 
 
 def _figures(earlier: Sequence[Sample]) -> Table:

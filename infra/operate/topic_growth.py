@@ -90,7 +90,7 @@ class Listed:
 
 async def listed(settings: Settings) -> list[Listed]:
     """Every topic of ours that there is."""
-    pool = await postgres.connect(settings.required_database_url, size=1, application="topics")
+    pool = await postgres.connect(settings, size=1, application="topics")
     try:
         rows = await pool.fetch("SELECT topic, count(*) AS lanes FROM lane GROUP BY topic")
     finally:
@@ -221,7 +221,10 @@ class _Growth:
             if row["stopped"]:
                 raise GrowthRefused(f"lane {COMMANDS}/{row['id']} has stopped ({row['stopped']}): see `ap lanes`")
             extent, at = extents[row["id"]], row["next_offset"]
-            if not extent.begin <= at <= extent.end:
+            if extent.hidden:
+                held = await reader.held(COMMANDS, row["id"], extent) or "an open transaction"
+                raise GrowthRefused(f"{COMMANDS}/{row['id']} waits for {held}: try again when it has ended")
+            if not extent.holds(at):
                 held = f"{extent.begin} to {extent.end}"
                 raise GrowthRefused(f"lane {COMMANDS}/{row['id']} stands at {at}, its topic holds {held}: `ap lanes`")
             pending[row["id"]] = Extent(at, extent.end)
@@ -322,7 +325,7 @@ class _Growth:
 @contextlib.asynccontextmanager
 async def _alone(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     """A pool, and no other growth meanwhile. Raises GrowthRefused."""
-    pool = await postgres.connect(settings.required_database_url, size=4, application="topic growth")
+    pool = await postgres.connect(settings, size=4, application="topic growth")
     try:
         async with pool.acquire() as holding:
             if not await holding.fetchval("SELECT pg_try_advisory_lock($1)", GROW_LOCK):

@@ -71,6 +71,11 @@ class StepParts:
         return compiled.program
 
 
+def _refused_code(why: str, code: str) -> str:
+    """What a code node is told where there is no sandbox."""
+    return f"code nodes cannot run here: {why}"
+
+
 async def version_of(database: asyncpg.Pool, version_id: str) -> Version | None:
     """A stored version, with its definition."""
     names = ", ".join(f'"{column.name}"' for column in VERSIONS.columns)
@@ -88,18 +93,18 @@ async def step_parts(settings: Settings, extras: Extras, role: str) -> AsyncIter
 @contextlib.asynccontextmanager
 async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleTelemetry) -> AsyncIterator[StepParts]:
     clock = DatabaseClock()
-    pool = await postgres.connect(settings.required_database_url, size=4, application=owner)
+    pool = await postgres.connect(settings, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
     code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
     await clock.measure(store.now)
     await producer.start()
-    check_code: Callable[[str], str | None] | None = code.check
+    check_code: Callable[[str], str | None] = code.check
     try:
         await code.start()
     except SandboxUnavailable as error:
         log.error("code nodes are refused: %s", error)
-        check_code = None
+        check_code = functools.partial(_refused_code, str(error))
     checker = Checker(functools.partial(version_of, pool), check_code)
     performers: dict[str, Performer] = {"code": code.perform, "check": checker.perform, **extras.performers}
     capacity = dict.fromkeys(performers, settings.step_concurrency)

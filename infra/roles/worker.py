@@ -127,7 +127,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
 
 
 def _owned(worker: Worker) -> list[Owned]:
-    return [Owned(lane, worker.end_offset(lane.id)) for lane in worker.lanes.values()]
+    return [Owned(lane, worker.end_offset(lane.id), worker.held_back(lane.id)) for lane in worker.lanes.values()]
 
 
 def _fallback(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool, Leases]:

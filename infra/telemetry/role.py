@@ -14,6 +14,7 @@ import asyncpg
 
 from bus.telemetry import SILENT, BatchReport, Span, Step, Telemetry
 from gateway.http.call import Call
+from gateway.http.origins import hosts_of
 from gateway.http.telemetry import RequestSpan, RequestTelemetry
 from infra.settings import Settings
 from infra.telemetry.metrics import BusMetrics, Metrics, WaitingMetrics
@@ -142,7 +143,13 @@ async def telemetry(settings: Settings, role: str, name: str) -> AsyncIterator[R
                 told.waiting = Waiting(told.metrics)
             look = nothing if told.waiting is None else told.waiting.look
             told.port = await stack.enter_async_context(
-                serving(told.metrics, settings.metrics_host, settings.metrics_port, look)
+                serving(
+                    told.metrics,
+                    settings.metrics_host,
+                    settings.metrics_port,
+                    look,
+                    hosts=hosts_of(settings.metrics_host, settings),
+                )
             )
             log.info("metrics are at http://%s:%d/metrics", settings.metrics_host, told.port)
         if buses:

@@ -75,6 +75,39 @@ def _dotted(func: ast.expr) -> str:
     return ""
 
 
+PRINTERS = {
+    "infra/cli/terminal.py": "prints for all commands, escaped",
+    "infra/local/console.py": "makes the console that escapes",
+    "infra/telemetry/logs.py": "writes the log, escaped",
+    "infra/history/replay/destinations.py": "writes lines of JSON that are escaped",
+    "infra/bench/peers/process.py": "answers the process that started it, by a pipe",
+}
+"""Who may reach a terminal or a log but by these."""
+
+
+def printing(source: str) -> list[str]:
+    """What in a module prints by itself: text of strangers would come out as it is."""
+    return [found for node in ast.walk(ast.parse(source)) for found in _prints(node)]
+
+
+def _prints(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Call(func=ast.Name(id="print" | "echo" | "secho" | "Console" | "pprint" as name)):
+            yield f"{node.lineno}: {name}()"
+        case ast.Call(func=ast.Attribute(attr="echo" | "secho" | "print_exc" | "Console" | "basicConfig" as name)):
+            yield f"{node.lineno}: .{name}()"
+        case ast.ClassDef(bases=bases):
+            yield from (
+                f"{node.lineno}: a Console" for base in bases if isinstance(base, ast.Name) and base.id == "Console"
+            )
+        case ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr" | "__stdout__" | "__stderr__" as name):
+            yield f"{node.lineno}: sys.{name}"
+        case ast.ImportFrom(module="sys", names=names):
+            yield from (f"{node.lineno}: from sys import {n.name}" for n in names if n.name in ("stdout", "stderr"))
+        case ast.ImportFrom(module="rich", names=names):
+            yield from (f"{node.lineno}: from rich import {n.name}" for n in names if n.name == "print")
+
+
 def sentence_problem(source: str) -> str | None:
     """What is wrong with a module's first line: it must be a docstring whose first line is one sentence."""
     docstring = ast.get_docstring(ast.parse(source))

@@ -8,10 +8,12 @@ import pytest
 
 from tests.architecture.lints import (
     NAMES_THAT_SAY_NOTHING,
+    PRINTERS,
     ROOT,
     decisions,
     impurities,
     modules,
+    printing,
     sentence_problem,
 )
 
@@ -62,3 +64,35 @@ def test_a_missing_sentence_is_noticed() -> None:
 
 def test_no_module_is_called_what_says_nothing() -> None:
     assert [path for path in modules() if path.stem in NAMES_THAT_SAY_NOTHING] == []
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_prints_but_where_text_is_escaped(path: Path) -> None:
+    found = printing(path.read_text("utf-8"))
+    assert bool(found) == (str(path.relative_to(ROOT)) in PRINTERS), found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print(x)",
+        "typer.echo(x)",
+        "click.secho(x)",
+        "sys.stdout.write(x)",
+        "write = sys.stderr.buffer.write",
+        "from sys import stdout",
+        "console = Console()",
+        "class Mine(Console): pass",
+        "console = rich.console.Console()",
+        "from rich import print",
+        "traceback.print_exc()",
+        "logging.basicConfig()",
+    ],
+)
+def test_what_prints_is_noticed(line: str) -> None:
+    assert len(printing(line)) == 1
+
+
+@pytest.mark.parametrize("line", ["say(x)", "console.print(x)", "import sys", "SafeConsole()", "self.print(x)"])
+def test_what_does_not_print_is_left_alone(line: str) -> None:
+    assert printing(line) == []

@@ -18,6 +18,7 @@ from infra.database.migrate import migrate
 from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
 from infra.local.embedded import EmbeddedStack
+from infra.settings import Settings
 from schemas.access import ApiKeyStatusChanged
 from schemas.decider import Recorded
 from schemas.messages import Event
@@ -84,7 +85,7 @@ async def postgres(services: EmbeddedStack) -> AsyncIterator[Postgres]:
     pool = None
     try:
         await migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), LANES, 0)
-        pool = await connect(url)
+        pool = await connect(Settings(database_url=url))
         yield Postgres(PostgresStore(pool, SPECS))
     finally:
         if pool is not None:

@@ -127,7 +127,7 @@ async def status_of(app: ASGIApp, raw_path: str) -> int:
         "raw_path": raw_path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [],
+        "headers": [(b"host", b"localhost")],
     }
     await app(scope, receive, send)
     return statuses[0]

@@ -17,6 +17,7 @@ from tests.gateway.test_workflows import GREET
 from tests.gateway.world import World
 
 APPS = "/gateway/workflows/apps"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ APPS = "/gateway/workflows/apps"
     [b"{", b"nonsense", b"NaN", b'{"code": NaN}', b'{"code": Infinity}', b'{"a": "\xff"}', b"\x00", b"'x'", b"{}x"],
 )
 async def test_what_is_not_json_is_400(http: httpx.AsyncClient, world: World, body: bytes) -> None:
-    answer = await http.post(APPS, content=body)
+    answer = await http.post(APPS, content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
     assert answer.headers["content-type"] == "application/problem+json"
     assert world.sent == []
@@ -46,7 +47,7 @@ async def test_what_is_not_json_is_400(http: httpx.AsyncClient, world: World, bo
     ],
 )
 async def test_json_that_cannot_be_stored_is_422(http: httpx.AsyncClient, body: bytes, code: str) -> None:
-    answer = await http.post(APPS, content=body)
+    answer = await http.post(APPS, content=body, headers=JSON)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["code"] == code
 
@@ -65,7 +66,7 @@ async def test_a_body_over_the_limit_is_413_announced_or_not(http: httpx.AsyncCl
             yield body[start : start + 65_536]
 
     for content in (body, chunks()):
-        answer = await http.post(APPS, content=content)
+        answer = await http.post(APPS, content=content, headers=JSON)
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
     assert world.sent == []
 
@@ -74,7 +75,7 @@ async def test_a_body_at_the_limit_is_read(http: httpx.AsyncClient) -> None:
     start, end = b'{"code": "a", "name": "n"', b"}"
     body = start + b" " * (1024 * 1024 - len(start) - len(end)) + end
     assert len(body) == 1024 * 1024
-    assert (await http.post(APPS, content=body)).status_code == 201
+    assert (await http.post(APPS, content=body, headers=JSON)).status_code == 201
 
 
 @pytest.mark.parametrize("id", ["abc-1", "x" * 128])
@@ -118,7 +119,7 @@ async def test_what_nobody_foresaw_is_a_problem_without_its_insides(
 
     world.page = broken  # type: ignore[method-assign]
     transport = httpx.ASGITransport(create_app(gateway), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         answer = await http.get("/gateway/runtime/runs")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert "secret detail" not in answer.text

@@ -303,5 +303,5 @@ def gateway_over(world: World, settings: Settings) -> Gateway:
 @asynccontextmanager
 async def client_of(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(gateway))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

@@ -46,7 +46,7 @@ def test_config_shows_every_setting_with_its_origin(tmp_path: Path) -> None:
         tmp_path,
         "config",
         "--json",
-        AGENT_PLATFORM_PROVIDER_API_KEY="canary",
+        AGENT_PLATFORM_BOOTSTRAP_TOKEN="canary",
         AGENT_PLATFORM_REDIS_URL="redis:",
     )
     assert done.returncode == 0, done
@@ -56,8 +56,8 @@ def test_config_shows_every_setting_with_its_origin(tmp_path: Path) -> None:
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["value"] == "9.0"
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["default"] == "8"
     assert settings["AGENT_PLATFORM_LEASE_SECONDS"]["source"] == ".env"
-    assert settings["AGENT_PLATFORM_PROVIDER_API_KEY"]["value"] == "********"
-    assert settings["AGENT_PLATFORM_PROVIDER_API_KEY"]["source"] == "environment"
+    assert settings["AGENT_PLATFORM_BOOTSTRAP_TOKEN"]["value"] == "********"
+    assert settings["AGENT_PLATFORM_BOOTSTRAP_TOKEN"]["source"] == "environment"
     assert settings["AGENT_PLATFORM_GATEWAY_PORT"]["source"] == "default"
     assert document["unused"] == ["AGENT_PLATFORM_REDIS_URL"]
 
@@ -82,3 +82,19 @@ def test_a_busy_port(tmp_path: Path) -> None:
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     assert "data" in only_line(ap(tmp_path, "up", "--port", "0", "--data", "data"))
+
+
+def test_what_ends_a_role_is_a_line_of_its_log(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        metrics = str(server.getsockname()[1])
+        servers = {
+            "AGENT_PLATFORM_DATABASE_URL": "postgresql://u@127.0.0.1:1/x",
+            "AGENT_PLATFORM_KAFKA_BOOTSTRAP": "x:1",
+        }
+        json_log = {"AGENT_PLATFORM_LOG_FORMAT": "json", "AGENT_PLATFORM_METRICS_PORT": metrics}
+        done = ap(tmp_path, "gateway", **servers, **json_log)
+    assert (done.returncode, done.stdout) == (2, "")
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert told[-1]["level"] == "critical"
+    assert "address already in use" in told[-1]["message"]
+    assert told[-1]["process"].startswith("gateway-")

@@ -48,7 +48,10 @@ def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_names_of_predecessors_are_reported_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["EVENT_SERVICE_URL", "PYTHON_BIN", "REDIS_URL", "SMOKE_API_KEY"]
+    names = [
+        "AGENT_WORKER_DRY_RUN", "DEFAULT_MODEL", "EMBEDDING_PROVIDER", "EVENT_SERVICE_URL", "PROVIDER_API_KEY",
+        "PROVIDER_BASE_URL", "PYTHON_BIN", "REDIS_URL", "SMOKE_API_KEY", "WORKER_DRY_RUN",
+    ]  # fmt: skip
     for name in names:
         monkeypatch.setenv(f"AGENT_PLATFORM_{name}", "x")
     load_settings()
@@ -108,18 +111,15 @@ def test_the_environment_wins_over_the_file_and_options_over_both(
     assert sources["lease_seconds"] == "default"
 
 
-def test_the_alias_of_dry_run_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not load_settings().worker_dry_run
-    monkeypatch.setenv("AGENT_PLATFORM_AGENT_WORKER_DRY_RUN", "true")
+def test_the_usual_name_of_the_collector_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     settings = load_settings()
-    assert settings.worker_dry_run
-    assert setting_sources(settings, {})["worker_dry_run"] == "environment"
+    assert settings.otel_endpoint == "http://collector:4318"
+    assert setting_sources(settings, {})["otel_endpoint"] == "environment"
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = ("PROVIDER_API_KEY", "EMBEDDING_API_KEY", "CREDENTIAL_KEYS", "BOOTSTRAP_TOKEN")
-    for name in secrets:
-        monkeypatch.setenv(f"AGENT_PLATFORM_{name}", "canary")
+    monkeypatch.setenv("AGENT_PLATFORM_BOOTSTRAP_TOKEN", "canary")
     settings = load_settings()
     assert "canary" not in repr(settings)
     for field in Settings.model_fields:

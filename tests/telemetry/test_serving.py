@@ -7,6 +7,8 @@ import asyncio
 import httpx
 import pytest
 
+from gateway.http.origins import hosts_of
+from infra.settings import Settings
 from infra.telemetry.metrics import Metrics
 from infra.telemetry.serving import serving
 
@@ -64,3 +66,12 @@ async def test_a_port_that_is_taken_is_an_error_and_no_other_port() -> None:
         with pytest.raises(OSError, match="address already in use"):
             async with serving(Metrics(), HOST, port):
                 pass
+
+
+async def test_on_a_loopback_address_pages_of_other_hosts_read_no_metrics() -> None:
+    hosts = hosts_of(HOST, Settings())
+    async with serving(Metrics(), HOST, 0, hosts=hosts) as port, httpx.AsyncClient() as client:
+        url = f"http://{HOST}:{port}/metrics"
+        assert (await client.get(url)).status_code == 200
+        for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await client.get(url, headers=headers)).status_code == 403

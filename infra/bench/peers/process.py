@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from typing import BinaryIO
 import orjson
 
 from infra.bench.load import Load, One, closed_loop
+from infra.telemetry import logs
 
 NODES = 10
 
@@ -74,7 +74,7 @@ def main() -> None:
     """Arguments: the peer's name and the address of its database."""
     import uvloop
 
-    logging.basicConfig(level=logging.WARNING)
+    logs.start_at("warning", "text", f"peer-{sys.argv[1]}")
     # What a library prints must not come between the answers.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from infra.escaping import escaped_json
 from schemas.envelope import SOURCE
 from schemas.messages import JsonObject
 
@@ -46,4 +47,5 @@ def _data(body: bytes | None) -> JsonObject:
 
 
 def line(event: Any) -> bytes:
-    return orjson.dumps(event) + b"\n"
+    """One line of JSON that can also be shown: see infra.escaping."""
+    return escaped_json(event).encode() + b"\n"

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from bus.replay import TopicMissing
+from infra.escaping import escaped_json
 from infra.history.replay.cloud_events import cloud_event, line
 from infra.history.replay.places import ReplayRefused
 from schemas.messages import JsonObject
@@ -201,7 +202,7 @@ class Printed:
     async def take(self, records: Sequence[Any]) -> int:
         for record in records:
             event = event_of(record)
-            self._write(orjson.dumps(event).decode() if self._as_json else readable(event))
+            self._write(escaped_json(event) if self._as_json else readable(event))
         return len(records)
 
     async def stop(self) -> None:

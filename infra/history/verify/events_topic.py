@@ -95,6 +95,8 @@ async def check_events_topic(system: System) -> None:
         topic = Topic(system, partition)
         async for records in system.records(EVENTS, partition):
             newer += await topic.take(records, system.database)
+        if extents[partition].hidden:
+            continue  # What is not seen may be behind an open transaction; a note says so.
         waiting = await _missing(system, topic)
         if waiting:
             await _await(system, topic, waiting)
@@ -130,14 +132,17 @@ async def _await(system: System, topic: Topic, waiting: dict[str, tuple[int, int
     deadline = loop.time() + system.patience_seconds
     begin = system.extents[EVENTS][topic.partition].end
     while True:
-        end = (await system.reader.extents(EVENTS))[topic.partition].end
-        async for records in system.reader.read(EVENTS, topic.partition, Extent(begin, end)):
+        now = (await system.reader.extents(EVENTS))[topic.partition]
+        async for records in system.reader.read(EVENTS, topic.partition, Extent(begin, now.end)):
             for place, _ in await topic.take(records, system.fresh):
                 system.report.add("I6", [f"{place[0]}/{place[1]} is on the topic and not in the log"])
-        begin = end
+        begin = now.end
         late = {id: span for id, span in waiting.items() if topic.last.get(id, 0) < span[1]}
         if not late or loop.time() > deadline:
             break
         await asyncio.sleep(0.25)
+    if late and now.hidden:
+        system.report.notes.append(f"not checked: {len(late)} aggregates behind an open transaction on {EVENTS}")
+        return
     for id, (first, last) in late.items():
         system.report.add("I6", [f"{id}/{max(first, topic.last.get(id, 0) + 1)} to {last} never reached the topic"])

@@ -60,6 +60,10 @@ class System:
     def lane_of(self, topic: str, partition: int) -> LaneRow | None:
         return self.lanes.get(partition + (INGRESS_BASE if topic == INGRESS else 0))
 
+    def hides(self, topic: str) -> bool:
+        """Whether an open transaction holds records of a topic back: what is not seen there may be there."""
+        return any(extent.hidden for extent in self.extents[topic].values())
+
     async def records(self, topic: str, partition: int) -> AsyncIterator[list[Any]]:
         async for chunk in self.reader.read(topic, partition, self.extents[topic][partition]):
             self.report.checked[f"{topic} records"] += len(chunk)
@@ -92,6 +96,9 @@ async def examined(
             except TopicMissing as missing:
                 system.extents[topic] = {}
                 system.report.notes.append(f"not checked: {missing}")
+            for partition, extent in system.extents[topic].items():
+                if held := await reader.held(topic, partition, extent):
+                    system.report.notes.append(f"not checked: {topic}/{partition} from {extent.end} on, behind {held}")
         yield system
 
 

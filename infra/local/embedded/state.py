@@ -1,6 +1,5 @@
 """The data folder of a stack: who owns it, which processes it started, and how leftovers are stopped."""
 
-import contextlib
 import fcntl
 import os
 import signal
@@ -156,18 +155,6 @@ def stop_leftovers(state: State) -> list[Started]:
     return left
 
 
-def local_credential_keys(data: Path) -> str:
-    """The keys that encrypt stored credentials when none are set: made once for a data folder."""
-    path = data / "credential-keys"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text(encoding="ascii").strip()
-    from cryptography.fernet import Fernet
-
-    key = Fernet.generate_key()
-    write_atomically(path, key)
-    return key.decode("ascii")
-
-
 def in_use(path: Path, owner: str) -> StackError:
     return StackError(
         f"{path} is in use by process {owner}",
@@ -245,10 +232,6 @@ class DataFolder:
     def forget_process(self, role: Role, index: int) -> None:
         """It has ended for good."""
         self.record(processes=tuple(p for p in self._state.processes if (p.role, p.index) != (role, index)))
-
-    def forget_processes(self) -> None:
-        """Nothing that was recorded runs any more."""
-        self.record(processes=())
 
     def remembered_ports(self) -> dict[str, int]:
         try:
