@@ -22,7 +22,8 @@ log = logging.getLogger("agent_platform.kernel")
 class Domains:
     """Asks a command's domain. What it refuses is an outcome; what it fails at is a dead letter.
 
-    `heads`: the type of the header row of a command's aggregate; `reactions`: who takes an event further.
+    `heads`: the type of the header row of a command's aggregate; `ended`: whether such a row's aggregate has come to
+    its end; `reactions`: who takes an event further.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Domains:
     ) -> None:
         self._by_command = {command: domain for domain in domains for command in domain.decide}
         self.heads = {command: domain.head for command, domain in self._by_command.items()}
+        self.ended = {domain.head: domain.ended for domain in domains}
         self.reactions: dict[type[Event], tuple[React, ...]] = {}
         for domain in domains:
             for event, found in domain.react.items():

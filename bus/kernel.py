@@ -106,7 +106,9 @@ class Kernel:
         self._reception = Reception(partitions, clock, self.limits, self._defences, ingress)
         self._costs = Costs()
         self._domains = Domains(domains, self._specs, self._reception, self._costs, owner)
-        self._loader = Loader(self._specs, self._domains.heads, immutable_facts, self.limits.facts_max)
+        self._loader = Loader(
+            self._specs, self._domains.heads, self._domains.ended, immutable_facts, self.limits.facts_max
+        )
         self._telemetry = telemetry
 
     # --- lanes -----------------------------------------------------------------------------------------------
@@ -377,6 +379,8 @@ class Kernel:
 
     def _committed(self, batch: Batch) -> None:
         self._reception.count(batch)
+        for lane, aggregate_id in batch.ended_before:
+            lane.forget(aggregate_id)  # Whatever has ended may be removed behind our back.
         if not batch.writes.advances:
             return
         for (kind, id), row in batch.changed:

@@ -37,3 +37,4 @@ class Defences:
     dead_letters: bool = True
     lasting_leases: bool = True
     left_leases: bool = True
+    tombstones: bool = True

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from infra.db import TableSpec
+from outbox.tombstones import Tombstone
 from schemas.decider import Key, Missing, Row
 
 _UNKNOWN: Any = object()
@@ -14,15 +15,16 @@ _UNKNOWN: Any = object()
 class Aggregate:
     """What is in memory of one aggregate. `whole`: created under this epoch, so what is not here does not exist.
 
-    `groups`: row types of which all live rows are here.
+    `groups`: row types of which all live rows are here. `gone`: what retention has left of it.
     """
 
-    __slots__ = ("groups", "rows", "whole")
+    __slots__ = ("gone", "groups", "rows", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[Key, Any] = {}
         self.groups: set[type[Any]] = set()
         self.whole = False
+        self.gone: Tombstone | None = None
 
 
 class View:

@@ -100,7 +100,7 @@ class Domain:
 
     `answer(command, rows, meta)` is the result a sender from outside gets; `failed(command, code, detail)`
     is the command that tells the aggregate that one of its internal commands became a dead letter;
-    `ended(head)` says that hardly anything will come for this aggregate any more, so memory may forget it.
+    `ended(head)` says that nothing changes this aggregate any more: memory forgets it, retention may remove it.
     """
 
     name: str
