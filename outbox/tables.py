@@ -112,7 +112,7 @@ DEAD_LETTER = sa.Table(
     sa.Column("redrives", sa.SmallInteger, nullable=False),
     sa.Column("at", Instant, nullable=False),
 )
-"""Refused records, for `ap dlq`: status dead, retried or dropped. The body is cut at 64 KiB."""
+"""Refused records, for `ap dlq`: status dead, retried or dropped; `at`: when it last died. Bodies are cut at 64 KiB."""
 
 TOMBSTONE = sa.Table(
     "tombstone",

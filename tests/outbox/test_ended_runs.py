@@ -266,6 +266,24 @@ async def test_one_removes_at_a_time_and_none_while_a_rebuild_mends(copy: tuple[
     assert await remove_all(pool) == 7
 
 
+async def test_a_rebuild_that_mends_waits_for_a_removal(copy: tuple[Settings, asyncpg.Pool], worked: Worked) -> None:
+    settings, pool = copy
+    await pool.execute("UPDATE run SET output_text = 'x' WHERE id = $1", worked.done)
+    async with pool.acquire() as connection:
+        removing = connection.transaction()
+        await removing.start()
+        done = await remove_some(connection, RULE)
+        assert done.aggregates
+        mending = asyncio.create_task(rebuild(settings.required_database_url))
+        query = "SELECT true FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await until(lambda: pool.fetchval(query))
+        await removing.commit()
+        report = await mending
+    assert report.repaired == {}
+    assert (await counts(pool, [worked.done])) == {"run": 0, "node_run": 0, "run_mark": 0, "event": 0, "tombstone": 1}
+    assert (await rebuild(settings.required_database_url, check=True)).equal
+
+
 async def test_what_kafka_may_lack_is_not_removed(copy: tuple[Settings, asyncpg.Pool], worked: Worked) -> None:
     _, pool = copy
     await pool.execute(
@@ -311,7 +329,7 @@ async def test_a_run_made_under_an_id_that_is_being_removed_is_refused(
         await removing.start()
         await remove_some(connection, replace(RULE, condition=f"h.id = '{worked.done}'"))
         making = asyncio.create_task(other.execute(again, row))
-        query = "SELECT true FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        query = "SELECT true FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
         await until(lambda: pool.fetchval(query))
         await removing.commit()
         with pytest.raises(asyncpg.UniqueViolationError, match="not used again"):
@@ -382,9 +400,8 @@ async def test_an_export_says_what_is_gone(copy: tuple[Settings, asyncpg.Pool], 
 async def test_a_run_enters_the_index_of_ended_ones_once(copy: tuple[Settings, asyncpg.Pool], worked: Worked) -> None:
     """While it goes on its updates touch no index; its end does, once."""
     _, pool = copy
-    query = (
-        "SELECT pg_stat_get_xact_tuples_updated('run'::regclass), pg_stat_get_xact_tuples_hot_updated('run'::regclass)"
-    )
+    query = """SELECT ARRAY[pg_stat_get_xact_tuples_updated('run'::regclass),
+      pg_stat_get_xact_tuples_hot_updated('run'::regclass)]"""
     async with pool.acquire() as connection, connection.transaction():
         for seq in range(5):
             await connection.execute("UPDATE run SET seq = $2, active = 1 WHERE id = $1", worked.waiting, 100 + seq)
