@@ -45,7 +45,7 @@ RULE: Ended = replace(ended(Settings())[0], kept_seconds=0.0)
 @contextlib.asynccontextmanager
 async def as_worker(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     """Sessions as the workers have them."""
-    pool = await connect(settings.required_database_url, size=3)
+    pool = await connect(settings, size=3)
     try:
         yield pool
     finally:
