@@ -41,6 +41,7 @@ TABLES = {
     "run": "Run",
     "node_run": "NodeRun",
     "api_key": "ApiKey",
+    "tombstone": "Tombstone",
 }
 
 
