@@ -87,8 +87,8 @@ OUTCOME = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
-    sa.Column("reply_partition", sa.SmallInteger, nullable=False),
-    sa.Column("deferred", sa.Boolean, nullable=False),
+    sa.Column("reply_partition", sa.SmallInteger, nullable=False, server_default="-1"),
+    sa.Column("deferred", sa.Boolean, nullable=False, server_default="false"),
 )
 """What became of a command from outside: status pending (inside its transaction, or `deferred`), succeeded, rejected
 or failed; body is the result, or the problem with its `code`, `detail`, `status` and `errors`. `reply_partition`: where
