@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import ipaddress
 import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -140,6 +141,16 @@ class Settings(BaseSettings):
     @classmethod
     def _postgres_only(cls, value: str | None) -> str | None:
         return None if value is None else plain_postgres_url(value)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _can_be_shown(cls, value: Path) -> Path:
+        """Such a name in a message would forge a line, or could not be written at all."""
+        name = str(value)
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+            shown = ascii(name)
+            raise ValueError(f"{shown} has a control character or is not UTF-8: choose another folder")
+        return value
 
     @field_validator("otel_endpoint")
     @classmethod
