@@ -23,12 +23,11 @@ from bus.store import (
     Unknown,
     Writes,
 )
-from infra.db import TableSpec
+from infra.db import TableSpec, session
 from schemas import registry
 from schemas.decider import Recorded
 
 SESSION = {
-    "role": "ap_worker",
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -39,7 +38,7 @@ SESSION = {
     "idle_in_transaction_session_timeout": "3s",
     "lock_timeout": "5s",
 }
-"""Worker sessions: plans for a handful of rows by key must not change with the tables' sizes."""
+"""Worker sessions, besides their role: plans for a handful of rows by key must not change with the tables' sizes."""
 
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
@@ -308,7 +307,7 @@ async def connect(url: str, *, size: int = 4, application: str = "worker") -> as
             max_cached_statement_lifetime=0,
             max_cacheable_statement_size=0,
             reset=_keep,
-            server_settings=SESSION | {"application_name": f"agent-platform {application}"},
+            server_settings=session(url, settings=SESSION, application_name=f"agent-platform {application}"),
         )
     except DRIVER_ERRORS as error:
         raise Unavailable(f"no connection to Postgres: {error}") from error

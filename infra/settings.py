@@ -182,11 +182,6 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def sqlalchemy_url(self) -> str:
-        """The database's address as SQLAlchemy's asyncpg dialect wants it."""
-        return self.required_database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
-
-    @property
     def required_database_url(self) -> str:
         return self._required("database_url")
 

@@ -113,5 +113,3 @@ DEAD_LETTER = sa.Table(
     sa.Column("at", Instant, nullable=False),
 )
 """Refused records, for `ap dlq`: status dead, retried or dropped. The body is cut at 64 KiB."""
-
-TENANT_TABLES = (EVENT, OUTBOX, TIMER, OUTCOME, DEAD_LETTER)

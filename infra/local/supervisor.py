@@ -226,7 +226,10 @@ class Supervisor:
             raise
         prepare = await importing
         self._settings = self._settings.model_copy(update=self._addresses())
-        await prepare.migrate(self._settings)
+        try:
+            await prepare.migrate(self._settings)
+        except prepare.database.SchemaRefused as refused:
+            raise StackError(f"{self._stack.folder.path}: {refused}") from None
         await prepare.create_topics(self._settings)
         self._settings = await prepare.topics.as_recorded(self._settings)
         folder = self._stack.folder

@@ -24,7 +24,6 @@ _NEXT = f"""SELECT {COLUMNS} FROM event e
 WHERE (e.aggregate_id, e.seq) > ($1::uuid, $2::int4) AND e.type LIKE $3 ORDER BY e.aggregate_id, e.seq LIMIT $4"""
 
 SESSION = {
-    "role": "ap_worker",
     "application_name": "agent-platform rebuild",
     "jit": "off",
     "enable_seqscan": "off",

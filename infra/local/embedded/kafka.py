@@ -95,6 +95,7 @@ class Kafka:
         heap_megabytes: int = 512,
         properties: Mapping[str, str] | None = None,
         waiting: Say = silence,
+        start_seconds_max: float = START_SECONDS_MAX,
     ) -> None:
         self.data = data.absolute()
         self.log = log
@@ -106,6 +107,7 @@ class Kafka:
         self._heap_megabytes = heap_megabytes
         self._properties = dict(properties or {})
         self._waiting = waiting
+        self._start_seconds_max = start_seconds_max
         self._command: list[str] = []
 
     @property
@@ -139,7 +141,7 @@ class Kafka:
         """Start and wait until it answers as an unfenced broker. Raises StackError."""
         command = [*self._command, "kafka.Kafka", "server.properties"]
         self.child = spawn(command, log=self.log, folder=self.data, environment=_environment())
-        patience = Patience("Kafka", START_SECONDS_MAX, self._waiting)
+        patience = Patience("Kafka", self._start_seconds_max, self._waiting)
         try:
             self._note(self.child.pid)
             if await self._is_ready(patience):
