@@ -15,6 +15,8 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "AGENT_PLATFORM_"
+DATA_DIR_BYTES_MAX = 3_800
+"""Linux knows 4095 bytes, and the paths below need some."""
 ENV_FILE = ".env"
 
 # Names that the platform's predecessors read and that have no use here; they are reported, not refused.
@@ -150,6 +152,12 @@ class Settings(BaseSettings):
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
             shown = ascii(name)
             raise ValueError(f"{shown} has a control character or is not UTF-8: choose another folder")
+        path = value.absolute()
+        if len(os.fsencode(path)) > DATA_DIR_BYTES_MAX or any(len(os.fsencode(part)) > 255 for part in path.parts):
+            raise ValueError(
+                f"its path has more than {DATA_DIR_BYTES_MAX} bytes, or a name in it more than 255:"
+                " choose another folder"
+            )
         return value
 
     @field_validator("otel_endpoint")

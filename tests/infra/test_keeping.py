@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from infra.cli.local import status_document
 from infra.local.embedded.failures import StackError
 from infra.local.embedded.processes import is_alive
 from infra.local.embedded.state import DataFolder, State, read_state
@@ -139,6 +140,7 @@ def test_why_something_waits_is_kept_for_whoever_asks(folder: DataFolder) -> Non
     folder.record_waiting("worker-0", "ended (SIGKILL)")
     folder.record_waiting("worker-0", "")
     assert state_of(folder).waiting == {"kafka": "does not start: no space"}
+    assert status_document(folder.path)["waiting"] == {"kafka": "does not start: no space"}
 
 
 async def test_a_role_that_cannot_be_recorded_does_not_run(folder: DataFolder) -> None:

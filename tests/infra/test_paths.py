@@ -64,6 +64,13 @@ def test_what_no_terminal_shows_is_refused_in_one_line_before_anything_is_made(n
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "/".join(["x" * 200] * 20)])
+def test_what_the_system_cannot_name_is_refused_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"AGENT_PLATFORM_DATA_DIR: .*choose another folder"):
+        load_settings(data_dir=tmp_path / "made" / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ap_up_refuses_such_a_folder_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "infra.cli", "up", "--data", "line\nbreak"],
