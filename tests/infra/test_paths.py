@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from infra.local.embedded.accounts import copy_of_programs, programs_for, who
+from infra.local.embedded.failures import StackError
 from infra.local.embedded.kafka import Kafka
 from infra.local.embedded.postgres import Postgres
 from infra.local.embedded.processes import port_is_free, spawn
+from infra.local.embedded.state import DataFolder
 from infra.settings import SettingsError, load_settings
 from tests.infra.test_stack import Running, until
 
@@ -95,6 +98,17 @@ def test_what_is_logged_is_read_by_its_owner_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
 
 
+def test_what_a_message_tells_to_type_can_be_typed(tmp_path: Path) -> None:
+    folder = tmp_path / "it's a $HOME"
+    owner = DataFolder(folder)
+    owner.acquire()
+    with pytest.raises(StackError) as refused:
+        DataFolder(folder).acquire()
+    owner.release()
+    command = str(refused.value).split("`")[1]
+    assert shlex.split(command) == ["ap", "down", "--data", str(folder)]
+
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgres as another user")
 
 
@@ -130,6 +144,7 @@ async def test_below_a_private_folder_and_after_a_move_below_another_postgres_wo
     server = Postgres(second / "data" / "postgres", base / "log")
     await server.start(port=free())
     await server.stop()
+    assert str(base) not in (server.data / "postgresql.conf").read_text()
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (first, second)} == {0o700}
     assert stat.S_IMODE(server.data.stat().st_mode) == 0o700
     assert server.data.stat().st_uid != 0

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def local_credential_keys(data: Path) -> str:
 def in_use(path: Path, owner: str) -> StackError:
     return StackError(
         f"{path} is in use by process {owner}",
-        f"stop it with `ap down --data {path}`, or choose another folder with --data",
+        f"stop it with `ap down --data {shlex.quote(str(path))}`, or choose another folder with --data",
     )
 
 
