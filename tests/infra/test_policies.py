@@ -320,6 +320,7 @@ def test_ap_up_refuses_a_folder_with_another_schema_in_one_line(tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
