@@ -129,6 +129,4 @@ TOMBSTONE = sa.Table(
     sa.Column("removed_at", Instant, nullable=False),
 )
 """What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
-read by one trigger, once for each batch that makes runs (migration 0001), and where a command finds no head."""
-
-TENANT_TABLES = (EVENT, OUTBOX, TIMER, OUTCOME, DEAD_LETTER, TOMBSTONE)
+read by one trigger, once for each batch that makes runs (infra.database.schema), and where a command finds no head."""
