@@ -185,7 +185,9 @@ class Runtime:
                 yield from progress.completed(node, iteration, row, output, command.output_text, report=report)
             case "failed":
                 _refuse_large(command.output or {})
-                error = NodeError(command.error_code or by_hand.DEFAULT_CODE, command.error_message or "", retryable=False)
+                error = NodeError(
+                    command.error_code or by_hand.DEFAULT_CODE, command.error_message or "", retryable=False
+                )
                 yield from progress.failed(
                     node, iteration, row, error, output=command.output, text=command.output_text, report=report
                 )

@@ -296,6 +296,11 @@ BREAKS = {
         "I11", "UPDATE node_run SET ready = true, status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
         "{done} is not listed for executors"
     ),
+    "a ready step that no sweeper offers again": (
+        "I11", "WITH e AS (UPDATE event SET at = at - 100 WHERE aggregate_id = '{done}')"
+        " UPDATE node_run SET ready = true, status = 'queued', listed = 2, lease_until = 1"
+        " WHERE run_id = '{done}' AND node_id = 'code'", "{done}: ready, nobody takes it"
+    ),
     "a step that executors find although it has ended": (
         "I11", "UPDATE node_run SET listed = 1 WHERE run_id = '{done}' AND node_id = 'code'",
         "{done} is listed, and nobody is to execute it"

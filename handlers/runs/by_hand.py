@@ -58,7 +58,7 @@ def refuse_other_result(command: wire.SetNodeStatus, row: NodeRun) -> None:
     if command.status != row.status and not made_good:
         raise Rejected("node_run_ended", f"the node run is {row.status}")
     error: JsonObject = row.error or {}
-    said = [(command.output_text, row.output_text)]
+    said: list[tuple[object, object]] = [(command.output_text, row.output_text)]
     if not made_good:
         said.append((command.output, row.output))
     if command.status == "failed":

@@ -81,8 +81,7 @@ async def test_a_rebuild_keeps_a_claim_and_its_end(services: EmbeddedStack) -> N
 
 
 async def _lease(database: asyncpg.Connection, step: str) -> tuple[object, ...]:
-    return tuple(
-        await database.fetchrow(
-            "SELECT status, leased_by, lease_until, lease_token, listed FROM node_run WHERE id = $1", step
-        )
+    (row,) = await database.fetch(
+        "SELECT status, leased_by, lease_until, lease_token, listed FROM node_run WHERE id = $1", step
     )
+    return tuple(row)

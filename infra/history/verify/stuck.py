@@ -20,7 +20,8 @@ WHERE (n.ready AND n.status = 'queued' OR n.status = 'running' AND n.leased_by I
   AND coalesce(CASE WHEN n.leased_by IS NOT NULL THEN n.lease_until ELSE e.at END, 0) < $1"""
 _UNFOUND = f"""SELECT n.id, n.run_id, n.leased_by FROM node_run n JOIN lane l ON l.id = n.lane
 LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
-WHERE n.ready AND n.status = 'queued' AND CASE WHEN n.leased_by IS NULL THEN n.listed <> {READY}
+WHERE n.ready AND n.status = 'queued' AND CASE
+  WHEN n.leased_by IS NULL THEN n.listed <> {READY} AND (n.listed <> {LEASED} OR n.lease_until IS NULL)  -- Given back.
   ELSE n.listed <> {LEASED} AND coalesce(e.position, 0) <= l.floor END"""
 _UNTIMED = f"""SELECT id, run_id, worker FROM node_run
 WHERE status = 'running' AND (leased_by IS NULL OR lease_until IS NULL OR listed <> {LEASED})"""
