@@ -17,6 +17,7 @@ from handlers.steps import leases
 from handlers.steps.leases import Claimed, Leases
 from infra.local.embedded import EmbeddedStack
 from infra.roles.prepare import migrate
+from infra.settings import Settings
 from tests.live import settings_for
 
 pytestmark = pytest.mark.services
@@ -28,9 +29,9 @@ SELECT gen_random_uuid(), $1, $2, 0, 'a', 'a', '1', 'tool', 'tool', 1, 'queued',
   $3 + n::float8 / 1000, 1, '{}'::bytea FROM generate_series(1, $4::int) AS n
 """
 RUN = """
-INSERT INTO run (id, tenant_id, seq, status, mode, workflow_id, workflow_version_id, allowance, active, pending,
+INSERT INTO run (id, tenant_id, seq, status, kind, mode, workflow_id, workflow_version_id, allowance, active, pending,
   compensates, compensation_failed, compensations, correlation_id, traceparent, actor)
-VALUES ($1, 't', 1, 'running', 'auto', $1, $1, 0, 0, 0, true, false, 0, 'c', 'tp', '')
+VALUES ($1, 't', 1, 'running', 'workflow', 'auto', $1, $1, 0, 0, 0, true, false, 0, 'c', 'tp', '')
 """
 
 
@@ -54,19 +55,20 @@ class Steps:
 
 
 @pytest.fixture(scope="module")
-def url(services: EmbeddedStack) -> str:
-    async def migrated() -> str:
-        name = f"leases_{uuid.uuid4().hex[:8]}"
-        url = await services.new_database(name)
-        await migrate(settings_for(services, name))
-        return url
+def settings(services: EmbeddedStack) -> Settings:
+    settings = settings_for(services, f"leases_{uuid.uuid4().hex[:8]}")
 
-    return asyncio.run(migrated())
+    async def migrated() -> None:
+        await services.new_database(settings.required_database_url.rpartition("/")[2])
+        await migrate(settings)
+
+    asyncio.run(migrated())
+    return settings
 
 
 @pytest.fixture
-async def steps(url: str) -> AsyncIterator[Steps]:
-    pool = await postgres.connect(url, size=2, application="test")
+async def steps(settings: Settings) -> AsyncIterator[Steps]:
+    pool = await postgres.connect(settings, size=2, application="test")
     await pool.execute("DELETE FROM node_run")
     await pool.execute("DELETE FROM run")
     steps = Steps(pool)
