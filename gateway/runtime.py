@@ -24,7 +24,16 @@ from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from projections.runtime import NODE_RUNS, RUNS, NodeRun
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas.messages import Code, ForeignId, Id, JsonObject, Text
-from schemas.runtime import CancelRun, CreateRun, InitialNode, SetNodeStatus, SetRunStatus, Worker
+from schemas.runtime import (
+    LEASE_SECONDS_DEFAULT,
+    CancelRun,
+    CreateRun,
+    InitialNode,
+    LeaseSeconds,
+    SetNodeStatus,
+    SetRunStatus,
+    Worker,
+)
 
 Inputs = Annotated[
     JsonObject,
@@ -84,6 +93,7 @@ class RunStatusBody(CommandBody):
 class NodeStatusBody(CommandBody):
     status: Literal["running", "completed", "failed", "skipped"]
     worker_key: Worker = ""
+    lease_seconds: LeaseSeconds = LEASE_SECONDS_DEFAULT
     output: Annotated[JsonObject | None, Field(validation_alias=AliasChoices("output_json", "output"))] = None
     output_text: Text | None = None
     error_code: Code | None = None
@@ -95,6 +105,7 @@ class NodeStatusBody(CommandBody):
             node_run_id=target.id,
             status=self.status,
             worker_key=self.worker_key,
+            lease_seconds=self.lease_seconds,
             output=self.output,
             output_text=self.output_text,
             error_code=self.error_code,

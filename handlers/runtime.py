@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from handlers.runs import by_hand
 from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
 from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
@@ -119,6 +120,8 @@ class Runtime:
         progress = self._progress(rows, meta)
         yield wire.RunCancelling(compensate=command.compensate)
         yield from progress.withdraw()
+        if command.force:
+            yield from progress.withdraw_claimed()
         yield from progress.unwind()
 
     def execute_run(self, command: wire.ExecuteRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
@@ -128,7 +131,9 @@ class Runtime:
             yield from self._progress(rows, meta).advance()
 
     def execute_node(self, command: wire.ExecuteNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
-        run, row = _going_node(rows, meta, command.node_run_id)
+        run, row = _node_run(rows, meta, command.node_run_id)
+        if row.status in NODE_ENDED:
+            raise Rejected("node_run_ended", f"the node run is {row.status}")
         if run.mode == "manual" and (row.ready or row.status == "running"):
             raise Rejected("node_run_taken", "somebody executes this node run already")
         if row.status == "queued" and not row.ready and run.mode == "manual":
@@ -151,10 +156,10 @@ class Runtime:
                 yield from progress.withdraw()
                 yield from progress.unwind()
             case "failed":
-                error = Failure(code=command.error_code or "set_by_hand", message=command.error_message or "")
+                error = Failure(code=command.error_code or by_hand.DEFAULT_CODE, message=command.error_message or "")
                 yield from progress.fail_run(error, None, compensable=False)
             case "completed":
-                if any(row.leased_by for row in rows.live(NodeRun)):
+                if any(row.leased_by is not None for row in rows.live(NodeRun)):
                     raise Rejected("steps_in_flight", "steps of this run are being executed")
                 yield from progress.withdraw()
                 yield from ended(run, wire.RunCompleted(output=progress.output(), output_text=run.output_text))
@@ -162,18 +167,17 @@ class Runtime:
                 raise Rejected("run_waits", "a run that waits runs again when what it waits for comes")
 
     def set_node_status(self, command: wire.SetNodeStatus, rows: Rows, meta: Meta) -> Iterator[Decision]:
-        _, row = _going_node(rows, meta, command.node_run_id, ended_status=command.status)
+        run, row = _node_run(rows, meta, command.node_run_id)
         if row.status in NODE_ENDED:
+            by_hand.refuse_other_result(command, row)
             return
-        if row.leased_by is not None:
-            raise Rejected("lease_held", f"{row.leased_by} executes this node run")
         progress = self._progress(rows, meta)
         node, iteration = progress.place(row)
+        by_hand.refuse_other_holder(command, row)
         report = {"worker": command.worker_key}
         match command.status:
             case "running":
-                if row.status != "running":
-                    yield wire.NodeStarted(node_run_id=row.id, worker=command.worker_key)
+                yield from by_hand.claim(command, run, row, node, meta.at)
                 return
             case "completed":
                 output = command.output or {}
@@ -181,7 +185,9 @@ class Runtime:
                 yield from progress.completed(node, iteration, row, output, command.output_text, report=report)
             case "failed":
                 _refuse_large(command.output or {})
-                error = NodeError(command.error_code or "set_by_hand", command.error_message or "", retryable=False)
+                error = NodeError(
+                    command.error_code or by_hand.DEFAULT_CODE, command.error_message or "", retryable=False
+                )
                 yield from progress.failed(
                     node, iteration, row, error, output=command.output, text=command.output_text, report=report
                 )
@@ -219,8 +225,13 @@ class Runtime:
         yield from self._after(progress)
 
     def expire(self, command: wire.ExpireLease, rows: Rows, meta: Meta) -> Iterator[Decision]:
-        row = self._held(rows, command.node_run_id, command.lease_token)
+        row = rows.get(NodeRun, command.node_run_id)
         if row is None or row.leased_by is None or row.lease_until > meta.at:
+            return
+        claimed = by_hand.is_held_by_hand(row)
+        if not claimed and self._held(rows, row.id, command.lease_token) is None:
+            return
+        if claimed and row.lease_token != command.lease_token:
             return
         progress = self._progress(rows, meta)
         run = progress.run
@@ -235,7 +246,9 @@ class Runtime:
             yield from progress.failed(node, iteration, row, lost, report=report)
         else:
             yield wire.StepRequeued(node_run_id=row.id, lease_token=row.lease_token + 1, requeues=row.requeues + 1)
-            return
+            if not claimed:
+                return
+            yield from progress.released(row.id)
         yield from self._after(progress)
 
     def wake(self, command: wire.WakeNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
@@ -363,13 +376,12 @@ def _run(rows: Rows, meta: Meta) -> Run:
     return run
 
 
-def _going_node(rows: Rows, meta: Meta, node_run_id: str, ended_status: str = "") -> tuple[Run, NodeRun]:
+def _node_run(rows: Rows, meta: Meta, node_run_id: str) -> tuple[Run, NodeRun]:
+    """A node run of a run that goes on, or one that has ended itself."""
     run = _run(rows, meta)
     row = rows.get(NodeRun, node_run_id)
     if row is None or row.run_id != run.id:
         raise Rejected("node_run_not_found", "there is no such node run", status=404)
-    if row.status in NODE_ENDED and row.status != ended_status:
-        raise Rejected("node_run_ended", f"the node run is {row.status}")
     if run.status in RUN_ENDED and row.status not in NODE_ENDED:
         raise Rejected("run_ended", f"the run is {run.status}")
     return run, row

@@ -272,7 +272,7 @@ NODE_RUNS = table_spec(
     parent="run_id",
     live=lambda node: node.status not in NODE_ENDED,
     live_sql="status IN ('queued', 'running', 'pending')",
-    volatile=lambda node: node.ready and node.status not in NODE_ENDED,
+    volatile=lambda node: node.ready and node.status == "queued",  # What is claimed by hand changes by events only.
     operational=("leased_by", "lease_until", "deadline_at", "result", "started_at", "listed"),
 )
 MARKS = table_spec(MARK_TABLE, Mark, mutable=("resolved", "taken", "note"), parent="run_id", whole=True)

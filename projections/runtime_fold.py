@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from infra.db import changed
-from projections.runtime import READY, UNLISTED, Mark, NodeRun, Run
+from projections.runtime import LEASED, READY, UNLISTED, Mark, NodeRun, Run
 from schemas import runtime as wire
 from schemas.messages import JsonObject
 
@@ -183,9 +183,30 @@ def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Any) ->
 
 
 def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Any) -> NodeRun:
+    deadline_at = recorded.at + event.timeout_seconds if event.timeout_seconds else 0.0
     return changed(
-        before, seq=recorded.seq, status="running", worker=event.worker, started_at=recorded.at, listed=UNLISTED
+        before,
+        seq=recorded.seq,
+        status="running",
+        worker=event.worker,
+        lease_token=event.lease_token,
+        timeout_seconds=event.timeout_seconds,
+        started_at=recorded.at,
+        leased_by=event.worker,
+        lease_until=_lease_until(event.lease_seconds, deadline_at, recorded),
+        deadline_at=deadline_at,
+        listed=LEASED,
     )
+
+
+def _renewed(before: NodeRun, run: Run, event: wire.LeaseRenewed, recorded: Any) -> NodeRun:
+    lease_until = _lease_until(event.lease_seconds, before.deadline_at, recorded)
+    return changed(before, seq=recorded.seq, lease_until=lease_until)
+
+
+def _lease_until(seconds: int, deadline_at: float, recorded: Any) -> float:
+    until: float = recorded.at + seconds
+    return min(until, deadline_at) if deadline_at else until
 
 
 def _completed(before: NodeRun, run: Run, event: wire.NodeCompleted, recorded: Any) -> NodeRun:
@@ -226,11 +247,18 @@ def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, 
 
 
 def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Any) -> NodeRun:
-    return changed(before, seq=recorded.seq, lease_token=event.lease_token, requeues=event.requeues, **_CLAIMABLE)
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="pending" if before.due_at else "queued",
+        lease_token=event.lease_token,
+        requeues=event.requeues,
+        **(_CLAIMABLE if before.ready else _UNLEASED),
+    )
 
 
 def _skipped(before: NodeRun, run: Run, event: wire.NodeSkipped, recorded: Any) -> NodeRun:
-    return changed(before, seq=recorded.seq, status="skipped", ended_at=recorded.at, listed=UNLISTED)
+    return changed(before, seq=recorded.seq, status="skipped", ready=False, ended_at=recorded.at, **_UNLEASED)
 
 
 def _cancelled(before: NodeRun, run: Run, event: wire.NodeCancelled, recorded: Any) -> NodeRun:
@@ -242,6 +270,7 @@ _NODE_FOLDS: dict[type[Any], Any] = {
     wire.NodeDispatched: _dispatched,
     wire.NodeQueued: _queued,
     wire.NodeStarted: _started,
+    wire.LeaseRenewed: _renewed,
     wire.NodeCompleted: _completed,
     wire.NodeFailed: _failed,
     wire.NodeRetryScheduled: _retry_scheduled,

@@ -148,14 +148,25 @@ class SetRunStatus(RunCommand):
     error_message: Text | None = None
 
 
+LEASE_SECONDS_DEFAULT = 300
+LEASE_SECONDS_MAX = 86_400
+"""Of a claim by hand."""
+
+LeaseSeconds = Annotated[int, Field(ge=1, le=LEASE_SECONDS_MAX)]
+
+
 class SetNodeStatus(RunCommand):
-    """What an external worker says of a node run. Refused while somebody else holds its lease."""
+    """What an external worker says of a node run. Refused while somebody else holds its lease.
+
+    `running` leases it for `lease_seconds`, or renews that lease; the other states are results.
+    """
 
     type: Literal["runtime.set_node_status"] = "runtime.set_node_status"
     public: ClassVar[bool] = True
     node_run_id: Id
     status: Literal["running", "completed", "failed", "skipped"]
     worker_key: Worker = ""
+    lease_seconds: LeaseSeconds = LEASE_SECONDS_DEFAULT
     output: JsonObject | None = None
     output_text: Text | None = None
     error_code: Code | None = None
@@ -294,10 +305,20 @@ class NodeQueued(NodeEvent):
 
 
 class NodeStarted(NodeEvent):
-    """An external worker took a node run up."""
+    """An external worker leased a node run: for so long, and with that time for the attempt (0: no limit)."""
 
     type: Literal["runtime.node_started"] = "runtime.node_started"
     worker: str = ""
+    lease_token: int
+    lease_seconds: int
+    timeout_seconds: float = 0.0
+
+
+class LeaseRenewed(NodeEvent):
+    """The external worker that holds a node run does so for so long from now."""
+
+    type: Literal["runtime.lease_renewed"] = "runtime.lease_renewed"
+    lease_seconds: int
 
 
 class NodeCompleted(NodeEvent):
@@ -353,7 +374,7 @@ class NodeRetryScheduled(NodeEvent):
 
 
 class StepRequeued(NodeEvent):
-    """A lease ran out: the same attempt is to be claimed again under the next token."""
+    """A lease ran out: the same attempt may be claimed again under the next token, at once or when it is due."""
 
     type: Literal["runtime.step_requeued"] = "runtime.step_requeued"
     lease_token: int
@@ -436,6 +457,7 @@ EVENTS: tuple[type[Event], ...] = (
     NodeDispatched,
     NodeQueued,
     NodeStarted,
+    LeaseRenewed,
     NodeCompleted,
     NodeFailed,
     NodeRetryScheduled,

@@ -284,9 +284,22 @@ BREAKS = {
         "I11", "UPDATE node_run SET ready = true, status = 'queued', leased_by = 'w', lease_until = 1"
         " WHERE run_id = '{done}' AND node_id = 'code'", "{done}", "leased by w"
     ),
+    "a claim by hand that nobody's clock watches": (
+        "I11", "UPDATE node_run SET status = 'running', worker = 'w1' WHERE run_id = '{done}' AND node_id = 'code'",
+        "{done}: claimed by w1, and no sweep finds when that ends"
+    ),
+    "a claim by hand that ran out and nobody notices": (
+        "I11", "UPDATE node_run SET status = 'running', leased_by = 'w1', lease_until = 1, listed = 2"
+        " WHERE run_id = '{done}' AND node_id = 'code'", "{done}: leased by w1, run out"
+    ),
     "a ready step that no executor finds": (
         "I11", "UPDATE node_run SET ready = true, status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
         "{done} is not listed for executors"
+    ),
+    "a ready step that no sweeper offers again": (
+        "I11", "WITH e AS (UPDATE event SET at = at - 100 WHERE aggregate_id = '{done}')"
+        " UPDATE node_run SET ready = true, status = 'queued', listed = 2, lease_until = 1"
+        " WHERE run_id = '{done}' AND node_id = 'code'", "{done}: ready, nobody takes it"
     ),
     "a step that executors find although it has ended": (
         "I11", "UPDATE node_run SET listed = 1 WHERE run_id = '{done}' AND node_id = 'code'",

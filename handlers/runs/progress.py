@@ -8,6 +8,7 @@ from typing import Any, assert_never, cast
 
 import orjson
 
+from handlers.runs.by_hand import is_held_by_hand
 from handlers.runs.edges import Enabled, Iteration, iteration_text
 from handlers.runs.evaluate import NodeError, check_size, evaluate
 from handlers.runs.run_reader import RunReader, shared_loops
@@ -326,6 +327,16 @@ class Progress(RunReader):
         else:
             yield from self.execute(row)
 
+    def released(self, id: str) -> Iterator[Decision]:
+        """An external worker's lease ran out: the node run goes on where it was when it was claimed."""
+        row = cast(NodeRun, self._rows.get(NodeRun, id))
+        if row.status == "pending" and row.due_at > self._meta.at:
+            yield self._wake(row.id, row.attempt, row.due_at - self._meta.at)  # The first may have gone meanwhile.
+        elif row.status == "pending":
+            yield from self.due(row)
+        elif not row.ready and (self.run.mode == "auto" or "/" in row.path):
+            yield from self.execute(row)
+
     def skipped(self, row: NodeRun) -> Iterator[Decision]:
         """Somebody outside says that a node run is skipped."""
         resolution = self._resolve(self._node(row), self._iteration(row), lambda label: False)
@@ -377,8 +388,15 @@ class Progress(RunReader):
 
     def withdraw(self) -> Iterator[Decision]:
         """Cancel every node run that nobody executes right now, but no compensation that is still wanted."""
+        yield from self._withdraw(lambda row: row.leased_by is None)
+
+    def withdraw_claimed(self) -> Iterator[Decision]:
+        """The same for what external workers hold: what they answer does not count any more."""
+        yield from self._withdraw(is_held_by_hand)
+
+    def _withdraw(self, chosen: Callable[[NodeRun], bool]) -> Iterator[Decision]:
         for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
-            if row.leased_by is None and not ("/" in row.path and self.run.compensates):
+            if chosen(row) and not ("/" in row.path and self.run.compensates):
                 yield wire.NodeCancelled(node_run_id=row.id)
 
     def unwind(self) -> Iterator[Decision]:

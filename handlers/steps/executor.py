@@ -6,36 +6,47 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bus.postgres import DRIVER_ERRORS
 from bus.store import Log, Out, SendFailed
-from handlers.steps.leases import ExpiredLease, Leases, RunOf
-from handlers.steps.pool import Result, StepPool
+from handlers.steps.leases import Claimed, ExpiredLease, HeldLeases, LostLeases, RunOf
+from handlers.steps.pool import Held, Result, StepPool
+from handlers.steps.port import StepFailed
+from handlers.steps.resolve import UNRESOLVABLE, NotKnownHere, ProgramById, node_of
 from projections.runtime import NodeRun
 from schemas import registry
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive
-from schemas.runtime import ExpireLease
-from schemas.topics import COMMANDS, partition_of
-from schemas.workflow.graph import Program
+from schemas.runtime import ExpireLease, FailNode, Failure
+from schemas.topics import COMMANDS, MESSAGE_BYTES_MAX, partition_of
 
 log = logging.getLogger("agent_platform.steps")
 
 DATABASE_ERRORS = DRIVER_ERRORS
 STORE_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)
-ProgramById = Callable[[str], Awaitable[Program]]
+CLAIM_MAX = 100
+"""Steps in one claim."""
+
+
+class _Packed(NamedTuple):
+    """A result in the bytes that are stored, and the record that is sent."""
+
+    row: NodeRun
+    stored: bytes
+    out: Out
 
 
 class Executor:
     """Claims ready steps of its pool's kinds while there is room. `wake()`: a hint says that some are ready.
 
     A claim is one statement, and so is storing answers; the record to the lane follows, and if it is lost the
-    lane's sweeper finds the stored answer.
+    lane's sweeper finds the stored answer. Whatever is wrong with one step ends neither this nor other steps.
     """
 
     def __init__(
-        self, pool: StepPool, leases: Leases, out: Log, program: ProgramById, *, poll_seconds: float = 0.5
+        self, pool: StepPool, leases: HeldLeases, out: Log, program: ProgramById, *, poll_seconds: float = 0.5
     ) -> None:
         self._pool = pool
         self._leases = leases
@@ -43,7 +54,7 @@ class Executor:
         self._program = program
         self._poll_seconds = poll_seconds
         self._hinted = asyncio.Event()
-        self._finished: list[tuple[Result, asyncio.Future[None]]] = []
+        self._finished: list[tuple[_Packed, asyncio.Future[None]]] = []
         self._storing: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
@@ -57,44 +68,93 @@ class Executor:
                 for kind in self._pool.kinds:
                     room = self._pool.room(kind)
                     if room > 0:
-                        claimed += await self._claim(kind, min(room, 100))
+                        claimed += await self._claim(kind, min(room, CLAIM_MAX))
             except DATABASE_ERRORS as error:
                 log.warning("claiming steps waits for Postgres: %s", error)
+            except Exception:
+                log.exception("claiming steps failed")
             if not claimed:
                 self._hinted.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hinted.wait(), self._poll_seconds)
 
     async def _claim(self, kind: str, count: int) -> int:
+        """Claim and begin steps: of tenants that hold their share only what others leave. How many were begun."""
         before = time.monotonic()
-        claimed = await self._leases.claim(kind, count)
-        for row, run in claimed:
-            await self._start(row, run, before)
-        return len(claimed)
+        full = self._pool.full(kind)
+        claimed = await self._leases.claim(kind, count, full)
+        if full and len(claimed) < count:
+            claimed += await self._leases.claim(kind, count - len(claimed))
+        for each in claimed:
+            self._pool.take(each.row)
+        given_back = [each.row for each in claimed if not await self._begin(each, before)]
+        if given_back:
+            await self._leases.give_back([row.id for row in given_back], [row.lease_token for row in given_back])
+        return len(claimed) - len(given_back)
 
-    async def _start(self, row: NodeRun, run: RunOf, leased_at: float) -> None:
-        program = await self._program(run.version_id)
-        self._pool.take(row.kind)
-        node = program.nodes[program.by_id[row.node_id]]
-        self._pool.start(self._pool.prepare(row, node, run.traceparent, run.correlation_id, leased_at))
+    async def _begin(self, claimed: Claimed, leased_at: float) -> bool:
+        """Execute a step, or answer why it cannot be. False: it is to be given back."""
+        row, run = claimed.row, claimed.run or RunOf("", "", "")
+        try:
+            node = await node_of(claimed, self._program)
+            held = self._pool.prepare(row, node, run.traceparent, run.correlation_id, leased_at)
+        except NotKnownHere as reason:
+            log.warning("step %s is given back: %s", row.id, reason)
+            self._pool.give_back(row)
+            return False
+        except StepFailed as failed:
+            log.warning("step %s: %s", row.id, failed.message)
+            self._pool.give_back(row)
+            self._submit(self._pool.failure(row, run.traceparent, run.correlation_id, failed))
+            return True
+        self._pool.start(held)
+        return True
 
     async def deliver(self, result: Result) -> None:
-        """Store an answer and send it; what comes together is stored together."""
+        """Store an answer and send it; what comes together is stored together.
+
+        Raises what storing it raised if that is no fault of the database.
+        """
+        await self._submit(result)
+
+    def _submit(self, result: Result) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._finished.append((result, future))
+        future.add_done_callback(_noted_unstored)
+        self._finished.append((self._pack(result), future))
         if self._storing is None or self._storing.done():
             self._storing = asyncio.ensure_future(self._store())
-        await future
+        return future
+
+    def _pack(self, result: Result) -> _Packed:
+        """The answer as it is stored and sent; one that is too large becomes a failure of its step."""
+        out = result.out
+        if len(out.body) > MESSAGE_BYTES_MAX:
+            failed = StepFailed("output_too_large", f"an answer of {len(out.body)} bytes", retryable=False)
+            envelope = result.envelope
+            result = self._pool.failure(result.row, envelope.traceparent, envelope.correlation_id, failed)
+            out = result.out
+        return _Packed(result.row, result.command.type.encode() + b"\n" + out.body, out)
 
     async def _store(self) -> None:
         while self._finished:
             batch, self._finished = self._finished, []
-            await self._store_patiently([result for result, _ in batch])
+            if await self._store_all(batch) is not None:  # Then perhaps because of one of them only.
+                for each in batch:
+                    defect = await self._store_all([each])
+                    if defect is not None:
+                        each[1].set_exception(defect)
             for _, future in batch:
                 if not future.done():
                     future.set_result(None)
 
-    async def _store_patiently(self, results: Sequence[Result]) -> None:
+    async def _store_all(self, batch: Sequence[tuple[_Packed, asyncio.Future[None]]]) -> Exception | None:
+        try:
+            await self._store_patiently([packed for packed, _ in batch])
+        except Exception as defect:
+            return defect
+        return None
+
+    async def _store_patiently(self, results: Sequence[_Packed]) -> None:
         """Try for about as long as a lease lasts: an answer that is dropped means that its effect is repeated."""
         for pause in (*STORE_PAUSES_SECONDS, None):
             try:
@@ -105,13 +165,15 @@ class Executor:
             if pause is not None:
                 await asyncio.sleep(pause)
 
-    async def _store_batch(self, results: Sequence[Result]) -> None:
-        accepted = await self._leases.finish([
-            (result.row.id, result.row.lease_token, _stored(result)) for result in results
-        ])  # fmt: skip
-        outs = [result.out for result in results if result.row.id in accepted]
-        if outs:
+    async def _store_batch(self, results: Sequence[_Packed]) -> None:
+        accepted = await self._leases.finish([(each.row.id, each.row.lease_token, each.stored) for each in results])
+        outs = [each.out for each in results if each.row.id in accepted]
+        if not outs:
+            return
+        try:
             self._log.enqueue(outs).add_done_callback(_noted)
+        except Exception as error:
+            log.warning("answers were stored and not sent, their lanes will find them: %s", error)
 
 
 def _noted(sending: asyncio.Future[None]) -> None:
@@ -119,14 +181,15 @@ def _noted(sending: asyncio.Future[None]) -> None:
         log.warning("answers were stored and not sent, their lanes will find them: %s", sending.exception())
 
 
-def _stored(result: Result) -> bytes:
-    return result.command.type.encode() + b"\n" + result.command.encode()
+def _noted_unstored(stored: asyncio.Future[None]) -> None:
+    if not stored.cancelled() and stored.exception() is not None:
+        log.error("an answer could not be stored", exc_info=stored.exception())
 
 
 class Heartbeats:
-    """Renews the leases of steps that take long; withdraws those that are no longer ours."""
+    """Renews the leases of steps that take long; ends those that are no longer ours or past their kind's time-out."""
 
-    def __init__(self, pool: StepPool, leases: Leases, seconds: float) -> None:
+    def __init__(self, pool: StepPool, leases: HeldLeases, seconds: float) -> None:
         self._pool = pool
         self._leases = leases
         self._seconds = seconds
@@ -134,29 +197,33 @@ class Heartbeats:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            held = self._pool.renewable(self._seconds / 2)
-            if not held:
-                continue
-            started = time.monotonic()
-            try:
-                status = await self._leases.renew([h.row.id for h in held], [h.row.lease_token for h in held])
-            except DATABASE_ERRORS as error:
-                log.warning("leases were not renewed: %s", error)
-                continue
-            for each in held:
-                if each.row.id not in status:
-                    self._pool.withdraw(each, cancelled=False)
-                elif status[each.row.id] == "cancelling":
-                    self._pool.withdraw(each, cancelled=True)
-                else:
-                    self._pool.renewed(each, started)
+            for held, timeout in self._pool.overdue():
+                self._pool.withdraw(held, timeout)
+            held_long = self._pool.renewable(self._seconds / 2)
+            if held_long:
+                await self._renew(held_long)
+
+    async def _renew(self, held: Sequence[Held]) -> None:
+        started = time.monotonic()
+        try:
+            status = await self._leases.renew([h.row.id for h in held], [h.row.lease_token for h in held])
+        except DATABASE_ERRORS as error:
+            log.warning("leases were not renewed: %s", error)
+            return
+        for each in held:
+            if each.row.id not in status:
+                self._pool.withdraw(each, None)
+            elif status[each.row.id] == "cancelling":
+                self._pool.withdraw(each, StepFailed("cancelled", "the run is being cancelled", retryable=False))
+            else:
+                self._pool.renewed(each, started)
 
 
 class Sweeper:
     """For the lanes this process owns: tells them of leases that ran out and of answers that they did not hear."""
 
     def __init__(
-        self, leases: Leases, out: Log, lanes: Callable[[], Sequence[int]], partitions: int, seconds: float = 1.0
+        self, leases: LostLeases, out: Log, lanes: Callable[[], Sequence[int]], partitions: int, seconds: float = 1.0
     ) -> None:
         self._leases = leases
         self._log = out
@@ -179,6 +246,8 @@ class Sweeper:
                     await self._log.publish(records)
             except (*DATABASE_ERRORS, SendFailed) as error:
                 log.warning("the sweep of leases waits: %s", error)
+            except Exception:
+                log.exception("the sweep of leases failed")
 
     def _record(self, row: ExpiredLease, command: Command, what: str) -> Out:
         envelope = Envelope(
@@ -199,5 +268,11 @@ def _expiry(row: ExpiredLease) -> Command:
 
 
 def _answer(row: ExpiredLease) -> Command:
-    name, body = (row.result or b"").split(b"\n", 1)
-    return registry.decode_command(name.decode(), body, trusted=True)
+    """The stored answer, or that it cannot be read: the next attempt may do better."""
+    name, _, body = (row.result or b"").partition(b"\n")
+    try:
+        return registry.decode_command(name.decode(), body, trusted=True)
+    except Exception as error:
+        log.warning("the stored answer of step %s cannot be read: %s", row.id, error)
+        failure = Failure(code=UNRESOLVABLE, message="the stored answer cannot be read")
+        return FailNode(run_id=row.run_id, node_run_id=row.id, lease_token=row.lease_token, error=failure)

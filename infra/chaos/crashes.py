@@ -276,10 +276,9 @@ class Life:
                 kernel.release(id)
 
     async def _execute_steps(self) -> None:
-        answers = [
-            self._answer(row, 0, {"problems": []}) for row, _ in await self._leases.claim("check", STEPS_AT_ONCE)
-        ]
-        for row, _ in await self._leases.claim("tool", STEPS_AT_ONCE):
+        checks = await self._leases.claim("check", STEPS_AT_ONCE)
+        answers = [self._answer(each.row, 0, {"problems": []}) for each in checks]
+        for row, _, _ in await self._leases.claim("tool", STEPS_AT_ONCE):
             body = (row.input or {}).get("body") or {}
             call = StepCall(
                 row.id, row.run_id, row.tenant_id, row.node_id, row.attempt, NodeConfig(), row.input or {},

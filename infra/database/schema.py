@@ -27,7 +27,7 @@ CREATE INDEX definition_version_of ON definition_version (definition_id);
 CREATE INDEX run_newest ON run (tenant_id, created_at, id);
 CREATE INDEX run_ended ON run (kind, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX node_run_of ON node_run (run_id);
-CREATE INDEX node_run_ready ON node_run (kind, created_at) WHERE listed = 1;
+CREATE INDEX node_run_ready ON node_run (kind, tenant_id, created_at) WHERE listed = 1;
 CREATE INDEX node_run_leased ON node_run (lane) WHERE listed = 2;
 CREATE INDEX run_mark_of ON run_mark (run_id);
 CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id);

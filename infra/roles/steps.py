@@ -21,6 +21,7 @@ from bus.worker import DatabaseClock
 from handlers.runs.programs import Programs
 from handlers.steps.check import Checker
 from handlers.steps.code import CodeRunner, SandboxUnavailable
+from handlers.steps.kinds import other_kind, step_kinds
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Result, StepPool
 from handlers.steps.port import Performer
@@ -29,6 +30,7 @@ from infra.roles.extras import Extras
 from infra.settings import Settings
 from infra.telemetry.role import RoleTelemetry, telemetry
 from projections.catalog import VERSIONS, Version
+from projections.runtime import NodeRun
 from schemas.workflow.graph import Program
 
 log = logging.getLogger("agent_platform")
@@ -36,9 +38,7 @@ log = logging.getLogger("agent_platform")
 
 STEP_STOP_SECONDS = 20.0
 """How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
-CODE_AT_ONCE = 64
-"""Code steps leased at once: more than run at once, so that the sandbox never waits for a claim."""
-CHECKS_AT_ONCE = 4
+CODE_PROCESSES = 2
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class StepParts:
     deliver: Any = None
 
     async def program(self, version_id: str) -> Program:
-        """The program of a version, from memory or from Postgres."""
+        """The program of a version, from memory or from Postgres. Raises LookupError, or Rejected if it has errors."""
         known = self.programs.known(version_id)
         if known is not None:
             return known
@@ -66,9 +66,7 @@ class StepParts:
             raise LookupError(f"there is no workflow version {version_id}")
         compiled = await asyncio.to_thread(self.programs.compile, version)
         self.programs.keep(version_id, compiled)
-        if compiled.program is None:
-            raise LookupError(f"workflow version {version_id} has errors")
-        return compiled.program
+        return self.programs.of(version)
 
 
 def _refused_code(why: str, code: str) -> str:
@@ -96,7 +94,9 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
     pool = await postgres.connect(settings, size=4, application=owner)
     store = PostgresStore(pool, {spec.name: spec for spec in PROJECTIONS})
     producer = Producer(settings.required_kafka_bootstrap, prefix=settings.topic_prefix)
-    code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
+    code = CodeRunner(
+        processes_max=CODE_PROCESSES, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox
+    )
     await clock.measure(store.now)
     await producer.start()
     check_code: Callable[[str], str | None] = code.check
@@ -107,9 +107,8 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
         check_code = functools.partial(_refused_code, str(error))
     checker = Checker(functools.partial(version_of, pool), check_code)
     performers: dict[str, Performer] = {"code": code.perform, "check": checker.perform, **extras.performers}
-    capacity = dict.fromkeys(performers, settings.step_concurrency)
-    capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
-    capacity["check"] = min(settings.step_concurrency, CHECKS_AT_ONCE)
+    known = step_kinds(settings.max_timeout_seconds, settings.step_concurrency, CODE_PROCESSES)
+    kinds = {kind: known.get(kind, other_kind(settings.step_concurrency)) for kind in performers}
     parts = StepParts(
         owner=owner,
         clock=clock,
@@ -120,9 +119,11 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
         leases=Leases(pool, owner, settings.lease_seconds),
         pool=StepPool(
             performers,
-            capacity,
+            {name: kind.at_once for name, kind in kinds.items()},
             owner=owner,
             deliver=undeliverable,
+            abandon=undeliverable,
+            default_timeouts={name: kind.timeout_seconds for name, kind in kinds.items()},
             lease_seconds=settings.lease_seconds,
             now=clock.now,
             telemetry=told.bus,
@@ -136,6 +137,7 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
         await parts.deliver(result)
 
     parts.pool.deliver = deliver
+    parts.pool.abandon = parts.leases.abandon
     try:
         yield parts
     finally:
@@ -145,5 +147,5 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
         await pool.close()
 
 
-async def undeliverable(result: Result) -> None:
-    raise RuntimeError(f"nobody waits for the answer of step {result.row.id}")
+async def undeliverable(step: Result | NodeRun) -> None:
+    raise RuntimeError(f"nobody takes what became of a step: {step}")

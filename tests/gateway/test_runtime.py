@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -188,6 +189,55 @@ async def test_the_seeds_status_calls_move_a_run_on(http: httpx.AsyncClient) -> 
     assert [(node["node_id"], node["status"]) for node in nodes] == [("n0", "completed"), ("n1", "queued")]
     answer = await http.post(f"/gateway/runtime/runs/{run['id']}/status", json={"status": "completed"})
     assert (answer.status_code, answer.json()["status"]) == (200, "completed")
+
+
+async def test_ten_workers_at_once_have_one_winner(http: httpx.AsyncClient) -> None:
+    """Claims, then results that differ, then the winner's result by all of them."""
+    run = await started(http, await workflow(http, CHAIN), mode="manual")
+    (node,) = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
+    path = f"/gateway/runtime/node-runs/{node['id']}/status"
+
+    async def each(body: Callable[[int], dict[str, Any]]) -> list[httpx.Response]:
+        return await asyncio.gather(*(http.post(path, json=body(number)) for number in range(10)))
+
+    claims = await each(lambda number: {"status": "running", "worker_key": f"w{number}", "lease_seconds": 30})
+    assert sorted(answer.status_code for answer in claims) == [200] + [409] * 9
+    assert {answer.json()["code"] for answer in claims if answer.status_code == 409} == {"lease_held"}
+    (winner,) = [answer.json() for answer in claims if answer.status_code == 200]
+    assert winner["lease_expire_time"] is not None
+
+    def result(number: int) -> dict[str, Any]:
+        return {"status": "completed", "worker_key": f"w{number}", "output": {"n": number}}
+
+    answers = await each(result)
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 9
+    output = {"n": int(winner["worker_key"][1:])}
+    again = await each(lambda number: result(number) | {"output": output})
+    assert [answer.status_code for answer in again] == [200] * 10
+    assert all(answer.json()["output_json"] == output for answer in again)
+    failed = await http.post(path, json={"status": "failed"})
+    assert (failed.status_code, failed.json()["code"]) == (409, "node_run_ended")
+
+
+async def test_a_refused_result_is_refused_again_under_its_key_whatever_has_changed(http: httpx.AsyncClient) -> None:
+    run = await started(http, await workflow(http, CHAIN), mode="manual")
+    (node,) = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
+    path = f"/gateway/runtime/node-runs/{node['id']}/status"
+    await http.post(path, json={"status": "running", "worker_key": "a"})
+    body, headers = {"status": "completed", "worker_key": "b", "output": {"n": 1}}, {"Idempotency-Key": "once"}
+    assert (await http.post(path, json=body, headers=headers)).status_code == 409
+    await http.post(path, json=body | {"worker_key": "a"})
+    assert (await http.post(path, json=body, headers=headers)).status_code == 409
+    assert (await http.post(path, json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", [0, 86_401, 1.5, "x"])
+async def test_the_time_of_a_claim_is_bounded(http: httpx.AsyncClient, seconds: Any) -> None:
+    run = await started(http, await workflow(http, CHAIN), mode="manual")
+    (node,) = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
+    path = f"/gateway/runtime/node-runs/{node['id']}/status"
+    answer = await http.post(path, json={"status": "running", "worker_key": "a", "lease_seconds": seconds})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/lease_seconds")
 
 
 async def test_cancelling_twice_is_once_and_an_ended_run_cannot_be(http: httpx.AsyncClient) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bus.lanes import INGRESS_BASE
 from bus.store import Out
+from projections.runtime import NodeRun
 from schemas import catalog as catalog_wire
 from schemas import runtime as wire
 from schemas.envelope import Envelope
@@ -105,6 +106,7 @@ class Clients:
         waits += [self._cancel_by_force(started)] if forced else []
         waits += [self._step(started)] if mode == "manual" else []
         waits += [self._outside_worker(started)] if chance.random() < 0.1 else []
+        waits += [self._vanishing_worker(started)] if chance.random() < 0.1 else []
         await asyncio.gather(*waits)
 
     def _hurried(self, scenario: Scenario) -> Scenario:
@@ -182,6 +184,24 @@ class Clients:
                 await self.ask(wire.SetNodeStatus(**names, status="running"), started.tenant_id)
                 done = wire.SetNodeStatus(**names, status="completed", output=answer.output, output_text=answer.text)
                 await self.ask(done, started.tenant_id)
+
+    async def _vanishing_worker(self, started: Started) -> None:
+        """Somebody who claims what waits, perhaps renews that once, and is not heard of again."""
+        chance, tables = self.world.chance, self.world.database.tables
+        for number in range(chance.randint(1, 3)):
+            rows: list[NodeRun] = []
+            while not rows and not self.world.ended(started.id):
+                await asyncio.sleep(chance.uniform(0, 1))
+                found = [row for row in tables["node_run"].values() if row.run_id == started.id]
+                rows = [row for row in found if row.status in ("queued", "pending") and row.leased_by is None]
+            if not rows:
+                return
+            claim = wire.SetNodeStatus(
+                run_id=started.id, node_run_id=chance.choice(rows).id, status="running",
+                worker_key=f"vanishing-{number}", lease_seconds=chance.randint(1, 10),
+            )  # fmt: skip
+            for _ in range(chance.randint(1, 2)):
+                await self.ask(claim, started.tenant_id)
 
     async def poison(self) -> None:
         """What Postgres refuses: a command from outside, and what a step answers."""

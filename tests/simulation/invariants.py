@@ -231,7 +231,7 @@ def _tokens(world: World, histories: Histories) -> Iterator[str]:
             match event:
                 case wire.NodeScheduled(ready=True):
                     latest[event.node_run_id] = 1
-                case wire.NodeDispatched() | wire.StepRequeued():
+                case wire.NodeDispatched() | wire.NodeStarted() | wire.StepRequeued():
                     if event.lease_token != latest.get(event.node_run_id, 0) + 1:
                         yield f"{run_id}/{each.seq}: token {event.lease_token} after {latest}"
                     latest[event.node_run_id] = event.lease_token

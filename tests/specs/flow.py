@@ -272,7 +272,9 @@ class When:
             case wire.NodeQueued():
                 return f"queued {path}"
             case wire.NodeStarted():
-                return f"running {path}"
+                return f"running {path}#{event.lease_token}"
+            case wire.LeaseRenewed():
+                return f"renewed {path}"
             case wire.NodeCompleted(error=error):
                 return f"completed {path}{':' + error.code if error else ''}"
             case wire.NodeFailed():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from projections.runtime import READY, UNLISTED
+from projections.runtime import LEASED, READY, UNLISTED
 from schemas import runtime as wire
 from schemas.decider import Meta
 from schemas.messages import derive
@@ -391,8 +391,8 @@ def test_executing_an_auto_run_changes_nothing() -> None:
 
 def test_an_external_worker_takes_up_and_completes_a_node() -> None:
     flow = Manual("a:code b:answer", "a>b").given()
-    flow.when(set_node("a", "running")).then("running a")
-    flow.when(set_node("a", "running")).then()
+    flow.when(set_node("a", "running")).then("running a#1")
+    flow.when(set_node("a", "running")).then("renewed a")
     flow.when(set_node("a", "completed", output={"n": 1})).then("completed a", "queued b")
     flow.when(set_node("a", "completed")).then()
     flow.when(set_node("a", "failed")).rejected("node_run_ended")
@@ -426,7 +426,7 @@ def test_a_step_whose_status_is_set_by_hand_is_no_executors_any_more(status: str
     flow = chain()
     assert flow.given().node("a").listed == READY
     flow.handle(set_node("a", status))
-    assert flow.node("a").listed == UNLISTED
+    assert flow.node("a").listed == (LEASED if status == "running" else UNLISTED)
 
 
 def test_a_run_can_be_ended_by_hand() -> None:

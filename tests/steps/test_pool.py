@@ -30,6 +30,7 @@ class Seen:
             {"tool": 1},
             owner="worker-1",
             deliver=self._deliver,
+            abandon=self._abandon,
             lease_seconds=lease_seconds,
         )
 
@@ -41,6 +42,9 @@ class Seen:
 
     async def _deliver(self, result: Result) -> None:
         self.answers.append(result)
+
+    async def _abandon(self, row: NodeRun) -> None:
+        raise AssertionError("every answer was delivered")
 
     async def leased_and_started_after(self, seconds: float) -> None:
         row = self.pool.lease(_step(), 1_000.0, new=True)

@@ -32,8 +32,12 @@ CACHED_NOTE = "definition versions were repaired: a worker that has read one kee
 
 _FENCE = "UPDATE lane SET epoch = epoch + 1 WHERE id = $1"
 _EVENTS = f"SELECT {COLUMNS} FROM event e WHERE e.aggregate_id = ANY($1::uuid[]) ORDER BY e.aggregate_id, e.seq"
-_LIST = f"""UPDATE node_run SET listed = CASE WHEN NOT ready OR status <> 'queued' THEN {UNLISTED}
-  WHEN leased_by IS NULL THEN {READY} ELSE {LEASED} END WHERE id = ANY($1::uuid[])"""
+_LIST = f"""UPDATE node_run SET listed = CASE WHEN status = 'running' THEN {LEASED}
+  WHEN NOT ready OR status <> 'queued' THEN {UNLISTED}
+  WHEN leased_by IS NULL THEN {READY} ELSE {LEASED} END,
+  leased_by = CASE WHEN status = 'running' THEN worker ELSE leased_by END,
+  lease_until = CASE WHEN status = 'running' THEN coalesce(lease_until, $2) ELSE lease_until END
+WHERE id = ANY($1::uuid[])"""
 """A row that was there has kept who holds it, but whether anybody may may have changed."""
 _RETRIED = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 
@@ -70,7 +74,7 @@ class Writer:
         ]
         await connection.execute(self._write, *arrays)
         if volatile is not None:
-            await connection.execute(_LIST, [row.id for row in rows])
+            await connection.execute(_LIST, [row.id for row in rows], shield_until)
 
 
 async def repair(

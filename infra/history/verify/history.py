@@ -64,7 +64,7 @@ def lease_tokens(history: History) -> Iterator[str]:
         match event:
             case wire.NodeScheduled(ready=True):
                 latest[event.node_run_id] = 1
-            case wire.NodeDispatched() | wire.StepRequeued():
+            case wire.NodeDispatched() | wire.NodeStarted() | wire.StepRequeued():
                 due = latest.get(event.node_run_id, 0) + 1
                 if event.lease_token != due:
                     yield f"{_place(each)}: lease token {event.lease_token} where {due} was due"
@@ -96,7 +96,7 @@ def derived_causes(history: History) -> set[str]:
         event = each.event
         if isinstance(event, wire.NodeScheduled):
             latest[event.node_run_id] = 1
-        elif isinstance(event, wire.NodeDispatched | wire.StepRequeued):
+        elif isinstance(event, wire.NodeDispatched | wire.NodeStarted | wire.StepRequeued):
             latest[event.node_run_id] = event.lease_token
     return {
         derive(node_run_id, f"{what}:{token}")

@@ -16,13 +16,17 @@ from schemas.runtime import RUN_ENDED, WakeNode
 _ENDED = ", ".join(f"'{status}'" for status in sorted(RUN_ENDED))
 _STEPS = """SELECT n.id, n.run_id, n.leased_by, n.lease_until, e.at FROM node_run n
 LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
-WHERE n.ready AND n.status = 'queued'
+WHERE (n.ready AND n.status = 'queued' OR n.status = 'running' AND n.leased_by IS NOT NULL)
   AND coalesce(CASE WHEN n.leased_by IS NOT NULL THEN n.lease_until ELSE e.at END, 0) < $1"""
 _UNFOUND = f"""SELECT n.id, n.run_id, n.leased_by FROM node_run n JOIN lane l ON l.id = n.lane
 LEFT JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq
-WHERE n.ready AND n.status = 'queued' AND CASE WHEN n.leased_by IS NULL THEN n.listed <> {READY}
+WHERE n.ready AND n.status = 'queued' AND CASE
+  WHEN n.leased_by IS NULL THEN n.listed <> {READY} AND (n.listed <> {LEASED} OR n.lease_until IS NULL)  -- Given back.
   ELSE n.listed <> {LEASED} AND coalesce(e.position, 0) <= l.floor END"""
-_LISTED = f"SELECT id, run_id, status FROM node_run WHERE listed <> {UNLISTED} AND NOT (ready AND status = 'queued')"
+_UNTIMED = f"""SELECT id, run_id, worker FROM node_run
+WHERE status = 'running' AND (leased_by IS NULL OR lease_until IS NULL OR listed <> {LEASED})"""
+_LISTED = f"""SELECT id, run_id, status FROM node_run
+WHERE listed <> {UNLISTED} AND NOT (ready AND status = 'queued') AND NOT (status = 'running' AND listed = {LEASED})"""
 _LEFT_BEHIND = f"""SELECT n.id, n.run_id, r.status FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.status IN ('queued', 'running', 'pending') AND r.status IN ({_ENDED})"""
 _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
@@ -51,6 +55,9 @@ async def check_stuck(system: System) -> None:
     async for row in system.stream(_UNFOUND):
         finder = "the sweepers of leases" if row["leased_by"] else "executors"
         add("I11", [f"node_run {row['id']} of run {row['run_id']} is not listed for {finder}"])
+    async for row in system.stream(_UNTIMED):
+        by = row["worker"] or "somebody"
+        add("I11", [f"node_run {row['id']} of run {row['run_id']}: claimed by {by}, and no sweep finds when that ends"])
     async for row in system.stream(_LISTED):
         add("I11", [f"node_run {row['id']} of run {row['run_id']} is listed, and nobody is to execute it"])
     async for row in system.stream(_LEFT_BEHIND):
