@@ -16,8 +16,9 @@ from gateway.http.identity import Caller
 from gateway.http.lists import page_of, shown_page
 from gateway.http.ports import Page
 from gateway.http.problems import Problem, invalid_field, not_found
-from gateway.http.routing import Listing, Read, path_id, within_object
+from gateway.http.routing import Listing, Read
 from gateway.http.state import Gateway
+from gateway.http.validated import path_id, within_object
 from infra.db import instant
 from projections.fold import FoldRows
 from projections.runtime import RUNS
@@ -45,27 +46,24 @@ class ReadThen(Read):
         moment = moment_of(request)
         if moment is None:
             return await Read.__call__(self, gateway, request, call, caller)
-        id = path_id(request, self.object.what)
-        caller = await within_object(gateway, call, caller, self.object, id)
+        id = path_id(request, self.view.what)
+        caller = await within_object(gateway, call, caller, self.view, id)
         then = await _then(gateway, caller.tenant, id, moment)
         if then is None:
-            raise not_found(self.object.what)
-        return json_response(self.show(then.get(self.object.spec.row, id)))
+            raise not_found(self.view.what)
+        return json_response(self.view.of(then.get(self.view.spec.row, id)))
 
 
 @dataclass(frozen=True, slots=True)
 class ListThen(Listing):
-    """Rows by page; with `run_id` and `at_seq` or `at` those of that run as they were then."""
+    """The rows of a run by page; with `at_seq` or `at` as they were then. The list needs `run_id`."""
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
         moment = moment_of(request)
         if moment is None:
             return await Listing.__call__(self, gateway, request, call, caller)
         page = page_of(self.rows, request)
-        run_id = page.equal.get("run_id")
-        if run_id is None:
-            raise invalid_field("/query/run_id", "missing", "must name the run whose past is asked for")
-        then = await _then(gateway, caller.tenant, run_id, moment)
+        then = await _then(gateway, caller.tenant, page.equal["run_id"], moment)
         rows = [] if then is None else [row for (kind, _), row in then.rows.items() if kind is page.spec.row]
         return json_response(shown_page(self.rows, page, of_page(rows, page)))
 

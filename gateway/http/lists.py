@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, get_type_hints
 
 import orjson
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from gateway.http.identity import identifier
 from gateway.http.ports import Condition, Page
 from gateway.http.problems import invalid_field
 from infra.db import Column, TableSpec
+from projections.views import OneOf, View
 from schemas.messages import UUID_PATTERN, JsonObject
 
 LIMIT_DEFAULT = 50
@@ -26,15 +28,19 @@ _INT4_MAX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A table as a list: its order, which columns may be filtered by, how a row is shown.
+    """A table as a list: how its rows are shown, their order, which columns may be filtered by.
 
-    `where` always holds; `special` says what certain values of a filter mean instead of equality. `others`:
-    parameters that are no filters; who serves the list knows what they mean.
+    `filters` name columns that an index finds rows by. `within`: further ones, each only beside the filter that has
+    narrowed the list to the rows of one aggregate. `needs`: the filter without which there would be no index.
+    `where` always holds; `special` says what certain values of a filter mean instead of equality. `renamed`: the
+    columns of filters that the API calls otherwise. `others`: parameters that are no filters; who serves the list
+    knows what they mean.
     """
 
-    spec: TableSpec
-    show: Callable[[Any], JsonObject]
+    view: View[Any]
     filters: tuple[str, ...]
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs: str | None = None
     order: tuple[str, ...] = ("created_at", "id")
     descending: bool = True
     where: tuple[Condition, ...] = ()
@@ -42,9 +48,28 @@ class ListOf:
     renamed: Mapping[str, str] = field(default_factory=dict)
     special: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[str, ...]] = field(init=False)
+    """The values that a filter may have, where the view says so."""
+
+    def __post_init__(self) -> None:
+        fields = get_type_hints(self.view.shape, include_extras=True)
+        choices = {name: _choices(fields[name]) for name in self.all_filters if name in fields}
+        object.__setattr__(self, "choices", {name: values for name, values in choices.items() if values})
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.view.spec
+
+    @property
+    def all_filters(self) -> tuple[str, ...]:
+        return (*self.filters, *chain.from_iterable(self.within.values()))
 
     def column(self, filter_name: str) -> Column:
         return _column(self.spec, self.renamed.get(filter_name, filter_name))
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    return next((each.values for each in getattr(annotation, "__metadata__", ()) if isinstance(each, OneOf)), ())
 
 
 def page_of(listing: ListOf, request: Request) -> Page:
@@ -55,21 +80,23 @@ def page_of(listing: ListOf, request: Request) -> Page:
     equal = dict(listing.equal)
     where = listing.where
     limit, after = LIMIT_DEFAULT, None
-    for name, value in request.query_params.multi_items():
+    given = request.query_params.multi_items()
+    for name, value in given:
         if name == "limit":
             limit = _limit(value)
         elif name == "cursor":
             after = _decoded(value, listing)
-        elif name in listing.filters:
+        elif name in listing.all_filters:
             special = listing.special.get(name, {}).get(value)
             if special is not None:
                 where = (*where, special)
             else:
                 column = listing.column(name)
-                equal[column.name] = _value(value, column, f"/query/{name}")
+                equal[column.name] = _value(value, column, f"/query/{name}", listing.choices.get(name))
         elif name != "tenant_id" and name not in listing.others:
-            known = ", ".join((*COMMON_PARAMETERS, *listing.filters, *listing.others))
+            known = ", ".join((*COMMON_PARAMETERS, *listing.all_filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
+    _check_narrowed(listing, {name for name, _ in given})
     return Page(
         spec=listing.spec,
         order=listing.order,
@@ -81,14 +108,24 @@ def page_of(listing: ListOf, request: Request) -> Page:
     )
 
 
+def _check_narrowed(listing: ListOf, given: Collection[str]) -> None:
+    """Raise Problem 422 for a query that no index could answer."""
+    if listing.needs is not None and listing.needs not in given:
+        raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list is one of its rows only")
+    for outer, names in listing.within.items():
+        for name in names:
+            if name in given and outer not in given:
+                raise invalid_field(f"/query/{name}", "needs_filter", f"is known beside {outer} only")
+
+
 def shown_page(listing: ListOf, page: Page, rows: Any) -> JsonObject:
     """`items` and the cursor of the next page, None on the last one."""
-    items = list(rows)
+    items, show = list(rows), listing.view.of
     more = len(items) == page.limit
     if more:
         items.pop()
     return {
-        "items": [listing.show(row) for row in items],
+        "items": [show(row) for row in items],
         "next_cursor": _encoded(listing, items[-1]) if more else None,
     }
 
@@ -103,7 +140,9 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _value(text: str, column: Column, pointer: str) -> Any:
+def _value(text: str, column: Column, pointer: str, choices: tuple[str, ...] | None) -> Any:
+    if choices is not None and text not in choices:
+        raise invalid_field(pointer, "unknown_value", f"must be one of {', '.join(choices)}")
     if column.pg_type == "uuid":
         if not UUID_PATTERN.match(text.lower()):
             raise invalid_field(pointer, "invalid_uuid", "must be a uuid")
