@@ -98,7 +98,8 @@ def _forget(gateway: Gateway, command: SetApiKeyStatus | DeleteApiKey) -> None:
 
 KEY_LIST = ListOf(
     API_KEY,
-    ("status", "user_id"),
+    (),
+    ("name", "status", "user_id"),
     where=(Condition("status <> 'deleted'", lambda key: key.status != "deleted"),),
 )
 READ, WRITE = "gateway:api-keys:read", "gateway:api-keys:write"

@@ -28,17 +28,6 @@ AUDIT_TABLE = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
     sa.Index("gateway_request_audit_request", "tenant_id", "request_id"),
-    *(
-        sa.Index(
-            f"gateway_request_audit_{who}",
-            "tenant_id",
-            who,
-            "created_at",
-            "id",
-            postgresql_where=sa.text(f"{who} IS NOT NULL"),
-        )
-        for who in ("user_id", "api_key_id")
-    ),
 )
 AUDITS: TableSpec = table_spec(AUDIT_TABLE, AuditRecord, mutable=())
 AUDIT_COLUMNS = tuple(column.name for column in AUDIT_TABLE.columns)

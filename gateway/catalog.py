@@ -7,12 +7,12 @@ from gateway.http.routing import Listing, Patch, Post, Read, Route
 from projections.catalog_views import APP, WORKFLOW, WORKFLOW_VERSION
 from schemas.catalog import ChangeDefinition, CreateDefinition, CreateVersion, PublishVersion
 
-APP_LIST = ListOf(APP, ("code", "status"), equal={"kind": "app"})
-WORKFLOW_LIST = ListOf(WORKFLOW, ("code", "status", "app_id"), equal={"kind": "workflow"})
+APP_LIST = ListOf(APP, (), ("code", "name", "status"), equal={"kind": "app"})
+WORKFLOW_LIST = ListOf(WORKFLOW, (), ("code", "name", "status", "app_id"), equal={"kind": "workflow"})
 VERSION_LIST = ListOf(
     WORKFLOW_VERSION,
     ("workflow_id",),
-    within={"workflow_id": ("status", "version")},
+    scanned=("status", "version"),
     renamed={"workflow_id": "definition_id", "version": "number"},
     equal={"kind": "workflow"},
 )

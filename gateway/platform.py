@@ -139,7 +139,7 @@ async def _flush(gateway: Gateway) -> None:
     await gateway.audit.flush()
 
 
-AUDIT_LIST = ListOf(AUDIT, ("request_id", "user_id", "api_key_id"))
+AUDIT_LIST = ListOf(AUDIT, ("request_id",), ("method", "route", "status_code", "user_id", "api_key_id"))
 
 ROUTES: tuple[Route, ...] = (
     Ask("/ready", get_readiness, PUBLIC, ReadinessView),

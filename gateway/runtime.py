@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, get_args
-
 from gateway.http.lists import ListOf
 from gateway.http.ports import Condition
 from gateway.http.progress import ExecuteNext, execute_next, execute_node_run, execute_run, execute_run_next
@@ -13,29 +10,22 @@ from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from projections.catalog_views import WORKFLOW, WORKFLOW_VERSION
 from projections.runtime import NodeRun
 from projections.runtime_views import NODE_RUN, RUN
-from schemas.runtime import CancelRun, CreateRun, ExecuteNode, ExecuteRun, RunStatus, SetNodeStatus, SetRunStatus
+from schemas.runtime import CancelRun, CreateRun, ExecuteNode, ExecuteRun, SetNodeStatus, SetRunStatus
 
 
 def _is_held(node: NodeRun) -> bool:
     return node.status == "queued" and node.leased_by is not None
 
 
-def _has_status(status: str) -> Callable[[Any], bool]:
-    return lambda run: bool(run.status == status)
-
-
 RUN_LIST = ListOf(
     RUN,
-    ("status", "workflow_id", "session_id"),
-    # Spelled out, so that also a plan made once for all values may use the index of runs that have not completed.
-    special={
-        "status": {each: Condition(f"status = '{each}'", _has_status(each)) for each in get_args(RunStatus)},
-    },
+    ("session_id", "workflow_id"),
+    scanned=("status", "mode", "workflow_version_id", "app_id", "app_version_id"),
 )
 NODE_RUN_LIST = ListOf(
     NODE_RUN,
     ("run_id",),
-    within={"run_id": ("node_id", "node_type", "status", "path", "iteration")},
+    scanned=("node_id", "node_type", "status", "path", "iteration"),
     needs="run_id",
     order=("created_at", "seq", "id"),
     descending=False,

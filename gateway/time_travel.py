@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from gateway.http.call import Call
 from gateway.http.commands import json_response
 from gateway.http.identity import Caller
 from gateway.http.lists import page_of, shown_page
-from gateway.http.ports import Page
+from gateway.http.ports import Found, Page
 from gateway.http.problems import Problem, invalid_field, not_found
 from gateway.http.routing import Listing, Read
 from gateway.http.state import Gateway
@@ -79,20 +79,25 @@ def moment_of(request: Request) -> Moment | None:
     return Moment(seq=_seq(text)) if name == "at_seq" else Moment(at=_at(text))
 
 
-def of_page(rows: Sequence[Any], page: Page) -> list[Any]:
+def of_page(rows: Iterable[Any], page: Page) -> Found:
     """What the query of a page would give of these rows."""
 
-    def place(row: Any) -> tuple[Any, ...]:
-        return tuple(getattr(row, name) for name in page.order)
+    def is_listed(row: Any) -> bool:
+        place, after = page.place(row), page.after
+        behind = after is None or (place < after if page.descending else place > after)
+        return behind and all(getattr(row, name) == value for name, value in page.equal.items())
 
-    found = [
-        row
-        for row in rows
-        if all(getattr(row, name) == value for name, value in page.equal.items())
-        and all(condition.holds(row) for condition in page.where)
-        and (page.after is None or (place(row) < page.after if page.descending else place(row) > page.after))
-    ]
-    return sorted(found, key=place, reverse=page.descending)[: page.limit]
+    def is_wanted(row: Any) -> bool:
+        return all(getattr(row, name) == value for name, value in page.matching.items()) and all(
+            condition.holds(row) for condition in page.where
+        )
+
+    listed = sorted(filter(is_listed, rows), key=page.place, reverse=page.descending)
+    if not page.scans:
+        return Found(listed[: page.limit])
+    wanted = list(filter(is_wanted, listed[: page.scan]))[: page.limit]
+    is_cut = len(wanted) < page.limit and len(listed) > page.scan
+    return Found(wanted, page.place(listed[page.scan - 1]) if is_cut else None)
 
 
 def openapi_parameters() -> list[JsonObject]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, get_type_hints
 
 import orjson
 from starlette.requests import Request
 
 from gateway.http.identity import identifier
-from gateway.http.ports import Condition, Page
+from gateway.http.ports import Condition, Found, Page
 from gateway.http.problems import invalid_field
 from infra.db import Column, TableSpec
 from projections.views import OneOf, View
@@ -30,16 +29,16 @@ _INT4_MAX = 2**31 - 1
 class ListOf:
     """A table as a list: how its rows are shown, their order, which columns may be filtered by.
 
-    `filters` name columns that an index finds rows by. `within`: further ones, each only beside the filter that has
-    narrowed the list to the rows of one aggregate. `needs`: the filter without which there would be no index.
-    `where` always holds; `special` says what certain values of a filter mean instead of equality. `renamed`: the
-    columns of filters that the API calls otherwise. `others`: parameters that are no filters; who serves the list
-    knows what they mean.
+    `filters` name columns that an index finds rows by, the one that leaves the fewest first. `scanned`: columns
+    whose values are looked for among the next SCAN_ROWS_MAX rows of the list. `needs`: the filter without which no
+    index gives the list's order. `where` always holds; `special` says what certain values of a filter mean instead
+    of equality. `renamed`: the columns of filters that the API calls otherwise. `others`: parameters that are no
+    filters; who serves the list knows what they mean.
     """
 
     view: View[Any]
     filters: tuple[str, ...]
-    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scanned: tuple[str, ...] = ()
     needs: str | None = None
     order: tuple[str, ...] = ("created_at", "id")
     descending: bool = True
@@ -62,7 +61,7 @@ class ListOf:
 
     @property
     def all_filters(self) -> tuple[str, ...]:
-        return (*self.filters, *chain.from_iterable(self.within.values()))
+        return (*self.filters, *self.scanned)
 
     def column(self, filter_name: str) -> Column:
         return _column(self.spec, self.renamed.get(filter_name, filter_name))
@@ -77,11 +76,10 @@ def page_of(listing: ListOf, request: Request) -> Page:
 
     Raises Problem 422 for an unknown parameter, a value of the wrong type, a bad limit or cursor.
     """
-    equal = dict(listing.equal)
+    matching: dict[str, Any] = {}
     where = listing.where
     limit, after = LIMIT_DEFAULT, None
-    given = request.query_params.multi_items()
-    for name, value in given:
+    for name, value in request.query_params.multi_items():
         if name == "limit":
             limit = _limit(value)
         elif name == "cursor":
@@ -91,43 +89,34 @@ def page_of(listing: ListOf, request: Request) -> Page:
             if special is not None:
                 where = (*where, special)
             else:
-                column = listing.column(name)
-                equal[column.name] = _value(value, column, f"/query/{name}", listing.choices.get(name))
+                matching[name] = _value(value, listing.column(name), f"/query/{name}", listing.choices.get(name))
         elif name != "tenant_id" and name not in listing.others:
             known = ", ".join((*COMMON_PARAMETERS, *listing.all_filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
-    _check_narrowed(listing, {name for name, _ in given})
+    if listing.needs is not None and listing.needs not in matching:
+        raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list shows what belongs to one")
+    found_by = next((name for name in listing.filters if name in matching), None)
+    indexed = {} if found_by is None else {listing.column(found_by).name: matching.pop(found_by)}
     return Page(
         spec=listing.spec,
         order=listing.order,
         limit=limit + 1,
         descending=listing.descending,
-        equal=equal,
+        equal={**listing.equal, **indexed},
+        matching={listing.column(name).name: value for name, value in matching.items()},
         where=where,
         after=after,
     )
 
 
-def _check_narrowed(listing: ListOf, given: Collection[str]) -> None:
-    """Raise Problem 422 for a query that no index could answer."""
-    if listing.needs is not None and listing.needs not in given:
-        raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list is one of its rows only")
-    for outer, names in listing.within.items():
-        for name in names:
-            if name in given and outer not in given:
-                raise invalid_field(f"/query/{name}", "needs_filter", f"is known beside {outer} only")
-
-
-def shown_page(listing: ListOf, page: Page, rows: Any) -> JsonObject:
-    """`items` and the cursor of the next page, None on the last one."""
-    items, show = list(rows), listing.view.of
-    more = len(items) == page.limit
-    if more:
+def shown_page(listing: ListOf, page: Page, found: Found) -> JsonObject:
+    """`items` and the cursor of the next page, None on the last one. A page that has one may be short, or empty."""
+    items, show = list(found.rows), listing.view.of
+    next_cursor = None if found.scanned_to is None else _encoded(found.scanned_to)
+    if len(items) == page.limit:
         items.pop()
-    return {
-        "items": [show(row) for row in items],
-        "next_cursor": _encoded(listing, items[-1]) if more else None,
-    }
+        next_cursor = _encoded(page.place(items[-1]))
+    return {"items": [show(row) for row in items], "next_cursor": next_cursor}
 
 
 def _column(spec: TableSpec, name: str) -> Column:
@@ -154,9 +143,8 @@ def _value(text: str, column: Column, pointer: str, choices: tuple[str, ...] | N
     return identifier(text, pointer)
 
 
-def _encoded(listing: ListOf, row: Any) -> str:
-    values = orjson.dumps([getattr(row, name) for name in listing.order])
-    return base64.urlsafe_b64encode(values).rstrip(b"=").decode()
+def _encoded(place: tuple[Any, ...]) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(place)).rstrip(b"=").decode()
 
 
 def _decoded(cursor: str, listing: ListOf) -> tuple[Any, ...]:

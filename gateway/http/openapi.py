@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from gateway.http.commands import CommandView
 from gateway.http.lists import LIMIT_DEFAULT, LIMIT_MAX
 from gateway.http.operations import body_name, description, operation_id, shape_of, shown_name, summary
+from gateway.http.ports import SCAN_ROWS_MAX
 from gateway.http.problems import ProblemBody
 from gateway.http.routing import PUBLIC, Action, Listing, Route, Write, path_names
 from gateway.time_travel import ListThen, ReadThen, openapi_parameters
@@ -32,6 +33,7 @@ _PROBLEMS = {
     429: "Too many requests or commands in flight",
     503: "Kafka or Postgres does not answer; with `command_id`: the command may have been taken",
 }
+_SCANNED = f"Looked for among the next {SCAN_ROWS_MAX} of the list: a page that has a next one may be short, or empty"
 _SECURITY: list[JsonObject] = [{"bearer": []}, {"apiKey": []}]
 
 
@@ -131,10 +133,9 @@ def _list_parameters(route: Listing) -> list[JsonObject]:
     for name in route.rows.all_filters:
         schema = _column_schema(route.rows.column(name), route.rows.choices.get(name))
         parameters.append({"name": name, "in": "query", "required": name == route.rows.needs, "schema": schema})
-    beside = {name: outer for outer, names in route.rows.within.items() for name in names}
     for parameter in parameters:
-        if parameter["name"] in beside:
-            parameter["description"] = f"Beside {beside[parameter['name']]} only"
+        if parameter["name"] in route.rows.scanned:
+            parameter["description"] = _SCANNED
     return parameters
 
 

@@ -164,8 +164,7 @@ class Listing:
         page = page_of(self.rows, request)
         if self.prepare is not None:
             await self.prepare(gateway)
-        rows = await gateway.reads.page(caller.tenant, page)
-        return json_response(shown_page(self.rows, page, rows))
+        return json_response(shown_page(self.rows, page, await gateway.reads.page(caller.tenant, page)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ async def test_an_unknown_filter_is_refused_not_ignored(http: httpx.AsyncClient)
     assert answer.json()["errors"][0] == {
         "pointer": "/query/colour",
         "code": "unknown_parameter",
-        "detail": "this list knows limit, cursor, tenant_id, code, status",
+        "detail": "this list knows limit, cursor, tenant_id, code, name, status",
     }
 
 
@@ -121,6 +121,7 @@ async def test_an_unknown_filter_is_refused_not_ignored(http: httpx.AsyncClient)
         ("/gateway/runtime/runs", "workflow_id", "wf-1"),
         ("/gateway/runtime/node-runs", "run_id", "run-1"),
         ("/gateway/workflows/versions", "version", "one"),
+        ("/gateway/audits", "status_code", "-1"),
         ("/gateway/runtime/runs", "status", "asleep"),
         (APPS, "code", "a\x00"),
         (APPS, "code", ""),

@@ -11,6 +11,7 @@ import pytest
 from gateway.api_keys import CreatedApiKey
 from gateway.http.app import create_app
 from gateway.http.operations import shape_of
+from gateway.http.ports import Found, Page
 from gateway.http.routing import Listing
 from gateway.http.state import Gateway
 from gateway.routes import ROUTES
@@ -116,7 +117,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems_too(http: httpx.A
 async def test_what_nobody_foresaw_is_a_problem_without_its_insides(
     gateway: Gateway, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(tenant_id: str, page: object) -> list[object]:
+    async def broken(tenant_id: str, page: Page) -> Found:
         raise RuntimeError("secret detail")
 
     world.page = broken  # type: ignore[method-assign]
