@@ -62,7 +62,7 @@ class ListThen(Listing):
         moment = moment_of(request)
         if moment is None:
             return await Listing.__call__(self, gateway, request, call, caller)
-        page = page_of(self.rows, request)
+        page = page_of(self.rows, request, {})
         then = await _then(gateway, caller.tenant, page.equal["run_id"], moment)
         rows = [] if then is None else [row for (kind, _), row in then.rows.items() if kind is page.spec.row]
         return json_response(shown_page(self.rows, page, of_page(rows, page)))

@@ -71,12 +71,15 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return next((each.values for each in getattr(annotation, "__metadata__", ()) if isinstance(each, OneOf)), ())
 
 
-def page_of(listing: ListOf, request: Request) -> Page:
+def page_of(listing: ListOf, request: Request, ids: Mapping[str, str]) -> Page:
     """The page that a request asks for, with one row more, which tells whether there is a next one.
+
+    `ids`: filters that the path gives.
 
     Raises Problem 422 for an unknown parameter, a value of the wrong type, a bad limit or cursor.
     """
-    matching: dict[str, Any] = {}
+    matching: dict[str, Any] = dict(ids)
+    filters = [name for name in listing.all_filters if name not in ids]
     where = listing.where
     limit, after = LIMIT_DEFAULT, None
     for name, value in request.query_params.multi_items():
@@ -84,18 +87,18 @@ def page_of(listing: ListOf, request: Request) -> Page:
             limit = _limit(value)
         elif name == "cursor":
             after = _decoded(value, listing)
-        elif name in listing.all_filters:
+        elif name in filters:
             special = listing.special.get(name, {}).get(value)
             if special is not None:
                 where = (*where, special)
             else:
                 matching[name] = _value(value, listing.column(name), f"/query/{name}", listing.choices.get(name))
         elif name != "tenant_id" and name not in listing.others:
-            known = ", ".join((*COMMON_PARAMETERS, *listing.all_filters, *listing.others))
+            known = ", ".join((*COMMON_PARAMETERS, *filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
     if listing.needs is not None and listing.needs not in matching:
         raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list shows what belongs to one")
-    found_by = next((name for name in listing.filters if name in matching), None)
+    found_by = next((name for name in (*ids, *listing.filters) if name in matching), None)
     indexed = {} if found_by is None else {listing.column(found_by).name: matching.pop(found_by)}
     return Page(
         spec=listing.spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -38,7 +39,11 @@ _SECURITY: list[JsonObject] = [{"bearer": []}, {"apiKey": []}]
 
 
 def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Raises ValueError if two operations, or two components, have one name; LookupError for a missing example."""
     paths: dict[str, dict[str, Any]] = {}
+    names = Counter(map(operation_id, routes))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"two operations are called {', '.join(twice)}")
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
@@ -130,7 +135,7 @@ def _list_parameters(route: Listing) -> list[JsonObject]:
         {"name": "limit", "in": "query", "schema": limit},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}},
     ]
-    for name in route.rows.all_filters:
+    for name in (name for name in route.rows.all_filters if name not in path_names(route.path)):
         schema = _column_schema(route.rows.column(name), route.rows.choices.get(name))
         parameters.append({"name": name, "in": "query", "required": name == route.rows.needs, "schema": schema})
     for parameter in parameters:

@@ -21,10 +21,10 @@ from gateway.http.commands import accepted, command_id_of, json_response, prefer
 from gateway.http.identity import PUBLIC_TENANT, Caller
 from gateway.http.lists import ListOf, page_of, shown_page
 from gateway.http.ports import DatabaseUnavailable
-from gateway.http.problems import Problem, not_found, unavailable
+from gateway.http.problems import Problem, unavailable
 from gateway.http.request_body import Body, CommandBody, ModelBody, Words
 from gateway.http.state import Gateway, new_id
-from gateway.http.validated import ValidatedRequest, path_id, validated, within_object
+from gateway.http.validated import ValidatedRequest, existing, last, path_id, path_ids, validated, within_object
 from projections.views import View
 from schemas.messages import Command
 
@@ -142,26 +142,40 @@ class Read:
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
         id = path_id(request, self.view.what)
         caller = await within_object(gateway, call, caller, self.view, id)
-        row = await gateway.reads.one(caller.tenant, self.view.spec, id)
-        if row is None or not self.view.matches(row):
-            raise not_found(self.view.what)
-        return json_response(self.view.of(row))
+        return json_response(self.view.of(await existing(gateway, caller, self.view, id)))
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Rows by page. `prepare` is awaited before they are read."""
+    """Rows by page. `prepare` is awaited before they are read.
+
+    Below an object, `/sessions/{session_id}/messages`, the path's ids are filters; `named`: what the last one is
+    one of. Raises TypeError for an id by which no index finds the rows.
+    """
 
     path: str
     rows: ListOf
     permission: str
+    named: View[Any] | None = None
     prepare: Callable[[Gateway], Awaitable[None]] | None = None
     operation: str = ""
     method: str = "GET"
     status: int = 200
 
+    def __post_init__(self) -> None:
+        names = path_names(self.path)
+        if wrong := [name for name in names if name not in self.rows.filters]:
+            raise TypeError(f"{self.path}: {', '.join(wrong)} is no filter by an index")
+        if bool(names) != (self.named is not None):
+            raise TypeError(f"{self.path}: a path with an id, and only such a one, says what that names")
+
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
-        page = page_of(self.rows, request)
+        ids: Mapping[str, str] = {}
+        if self.named is not None:
+            ids = path_ids(request, self.named.what)
+            caller = await within_object(gateway, call, caller, self.named, last(ids))
+            await existing(gateway, caller, self.named, last(ids))
+        page = page_of(self.rows, request, ids)
         if self.prepare is not None:
             await self.prepare(gateway)
         return json_response(shown_page(self.rows, page, await gateway.reads.page(caller.tenant, page)))

@@ -55,9 +55,10 @@ async def validated(
     parent_id = None
     if named is not None:
         ids = path_ids(request, named.what)
-        id = list(ids.values())[-1]
+        id = last(ids)
         caller = await within_object(gateway, call, caller, named, id)
-        parent_id = await _parent_of(gateway, caller, named, id) if takes.parent else None
+        if takes.parent:
+            parent_id = getattr(await existing(gateway, caller, named, id), takes.parent)
     body = takes.read(value, ids, parent_id)
     if caller.tenant_id is None and not takes.any_tenant:
         caller = await _within_named(gateway, call, caller, takes, body)
@@ -74,7 +75,11 @@ def path_ids(request: Request, what: str) -> dict[str, str]:
 
 def path_id(request: Request, what: str) -> str:
     """The last id in the path. Raises Problem 404."""
-    return list(path_ids(request, what).values())[-1]
+    return last(path_ids(request, what))
+
+
+def last(ids: Mapping[str, str]) -> str:
+    return list(ids.values())[-1]
 
 
 async def within_object(gateway: Gateway, call: Call, caller: Caller, named: View[Any], id: str) -> Caller:
@@ -88,12 +93,12 @@ async def within_object(gateway: Gateway, call: Call, caller: Caller, named: Vie
     return caller.within(tenant_id)
 
 
-async def _parent_of(gateway: Gateway, caller: Caller, named: View[Any], id: str) -> str:
-    """The aggregate that an object belongs to. Raises Problem 404."""
+async def existing(gateway: Gateway, caller: Caller, named: View[Any], id: str) -> Any:
+    """The row that an id names. Raises Problem 404."""
     row = await gateway.reads.one(caller.tenant, named.spec, id)
     if row is None or not named.matches(row):
         raise not_found(named.what)
-    return str(getattr(row, named.spec.parent))
+    return row
 
 
 async def _within_named(

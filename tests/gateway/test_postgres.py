@@ -370,6 +370,7 @@ async def test_what_no_index_finds_is_looked_for_in_parts_that_neither_repeat_no
     runs = [run(mode="manual" if i in (3, 4, 11) else "auto", created_at=float(i // 2 + 1)) for i in range(12)]
     await db.put(RUNS, *runs, run("t2"))
     wanted = [each.id for each in sorted(runs, key=lambda r: (r.created_at, r.id), reverse=True) if each.mode != "auto"]
+    conditions: tuple[tuple[dict[str, Any], tuple[Condition, ...]], ...]
     conditions = ({"mode": "manual"}, ()), ({}, (Condition("mode = 'manual'", lambda row: row.mode == "manual"),))
     for scan, (matching, where) in product((1, 2, 3, 5, 11, 12, 13), conditions):
         found: list[str] = []
@@ -394,10 +395,16 @@ async def test_lists_of_runs_use_their_index(db: Database) -> None:
              0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
     )
     await db.admin.execute("analyze run")
-    sql, values = page_sql("t1", Page(RUNS, ("created_at", "id"), 51))
-    async with db.admin.transaction():
-        await db.admin.execute("set local role ap_gateway")
-        await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
-        plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
-    assert "Index Scan Backward using run_newest" in plan
-    assert "Sort" not in plan
+    newest = Page(RUNS, ("created_at", "id"), 51)
+    for page, index in (
+        (newest, "run_newest"),
+        (replace(newest, matching={"status": "failed"}), "run_newest"),
+        (replace(newest, equal={"workflow_id": fresh()}), "run_of_workflow"),
+    ):
+        sql, values = page_sql("t1", page)
+        async with db.admin.transaction():
+            await db.admin.execute("set local role ap_gateway")
+            await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
+            plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
+        assert f"Index Scan Backward using {index}" in plan
+        assert "Sort" not in plan
