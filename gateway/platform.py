@@ -17,7 +17,7 @@ from gateway.http.commands import CommandView, json_response
 from gateway.http.identity import Caller
 from gateway.http.lists import ListOf
 from gateway.http.problems import Problem, invalid_field
-from gateway.http.routing import PUBLIC, Ask, Listing, Route
+from gateway.http.routing import PUBLIC, Listing, Query, Route
 from gateway.http.state import Gateway
 from gateway.http.validated import path_id
 from projections.views import Tenant
@@ -142,9 +142,9 @@ async def _flush(gateway: Gateway) -> None:
 AUDIT_LIST = ListOf(AUDIT, ("request_id",), ("method", "route", "status_code", "user_id", "api_key_id"))
 
 ROUTES: tuple[Route, ...] = (
-    Ask("/ready", get_readiness, PUBLIC, ReadinessView),
-    Ask("/gateway/services/health", get_health, PUBLIC, HealthView),
-    Ask("/gateway/commands/{command_id}", get_command, "gateway:commands:read", CommandView),
+    Query("/ready", get_readiness, PUBLIC, ReadinessView),
+    Query("/gateway/services/health", get_health, PUBLIC, HealthView),
+    Query("/gateway/commands/{command_id}", get_command, "gateway:commands:read", CommandView),
     Listing("/gateway/audits", AUDIT_LIST, "gateway:audits:read", prepare=_flush),
-    Ask("/gateway/audits/stats", get_audit_stats, "gateway:audits:read", AuditStatsView),
+    Query("/gateway/audits/stats", get_audit_stats, "gateway:audits:read", AuditStatsView),
 )

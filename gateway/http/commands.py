@@ -52,10 +52,10 @@ def preference(request: Request, default_seconds: float) -> Preference:
     """From `Prefer: wait=N` or `respond-async`; preferences that are not understood are ignored."""
     seconds, applied = default_seconds, None
     for header in request.headers.getlist("prefer"):
-        for wish in header.lower().split(","):
-            if wish.strip() == "respond-async":
+        for preferred in header.lower().split(","):
+            if preferred.strip() == "respond-async":
                 return Preference(0.0, "respond-async")
-            if found := _WAIT.match(wish.strip()):
+            if found := _WAIT.match(preferred.strip()):
                 seconds = min(float(found[1]), WAIT_SECONDS_MAX)
                 applied = f"wait={seconds:g}"
     return Preference(seconds, applied)

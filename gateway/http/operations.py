@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gateway.http.routing import Action, Ask, Listing, Read, Route, Write
+from gateway.http.routing import Action, Listing, Query, Read, Route, Write
 from projections.views import View
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*")
@@ -23,7 +23,7 @@ def operation_id(route: Route) -> str:
             return f"list{shown_name(route)}s"
         case Write():
             return _camel(_of_command(route))
-        case Action() | Ask():
+        case Action() | Query():
             return _camel(route.run.__name__.title().replace("_", ""))
 
 
@@ -43,7 +43,7 @@ def summary(route: Route) -> str:
 
 def description(route: Route) -> str | None:
     """What a function says of itself, in one paragraph."""
-    if not isinstance(route, Action | Ask) or not route.run.__doc__:
+    if not isinstance(route, Action | Query) or not route.run.__doc__:
         return None
     return " ".join(route.run.__doc__.split("\n\n")[0].split())
 
@@ -54,7 +54,7 @@ def shape_of(route: Route) -> type[Any]:
             return route.view.shape
         case Listing():
             return route.rows.view.shape
-        case Action() | Ask():
+        case Action() | Query():
             return route.shows.shape if isinstance(route.shows, View) else route.shows
 
 

@@ -44,9 +44,9 @@ B = TypeVar("B", bound=Body)
 class CommandBody(Generic[C]):
     """A command as a request gives it: the ids of its path, what the route fixes, and for the rest its body.
 
-    `words` also tells the path's names apart from the fields'. `defaults` hold where the body leaves a field out.
-    `parent`: the field that the object in the path gives, besides its own id. `owners`: fields that name an object
-    of ours, whose tenant holds if no tenant is named. Raises TypeError for a name that is no field of the command.
+    `words` hold for the path's names too. `defaults` stand where the body leaves a field out. `parent`: the field that
+    the row of the object in the path gives, if the path itself does not. `owners`: fields that name an object of ours,
+    whose tenant holds if no tenant is named. Raises TypeError for a name that is no field of the command.
     """
 
     command: type[C]
@@ -70,6 +70,8 @@ class CommandBody(Generic[C]):
         wrong += [word for word, name in from_path.items() if not name]
         if wrong:
             raise TypeError(f"{self.command.__name__} has no {', '.join(wrong)}")
+        if self.parent in from_path.values():
+            object.__setattr__(self, "parent", None)
         given = {"type", self.parent, *self.fixed, *from_path.values()}
         accepted = {word: name for word, name in by_word.items() if name not in given}
         object.__setattr__(self, "from_path", from_path)

@@ -31,8 +31,6 @@ from schemas.messages import Command
 PUBLIC = "public"
 PUBLIC_PATHS = frozenset({"/ready", "/gateway/services/health"})
 _PERMISSION = re.compile(r"^gateway:[a-z][a-z-]*:(read|write)$")
-
-
 _PATH_NAME = re.compile(r"\{(\w+)\}")
 
 C = TypeVar("C", bound=Command)
@@ -43,9 +41,9 @@ def path_names(path: str) -> tuple[str, ...]:
     return tuple(_PATH_NAME.findall(path))
 
 
-def _parent_field(command: type[Command], path: tuple[str, ...], named: View[Any] | None) -> str | None:
-    """The command's field that only the row of the object in the path can give: the aggregate of a row inside one."""
-    if named is None or named.spec.parent == "id" or named.spec.parent in path:
+def _parent_field(command: type[Command], named: View[Any] | None) -> str | None:
+    """The command's field that the row of the object in the path can give: the aggregate of a row inside one."""
+    if named is None or named.spec.parent == "id":
         return None
     return named.spec.parent if named.spec.parent in command.model_fields else None
 
@@ -76,7 +74,7 @@ class Write(Generic[C]):
     def __post_init__(self) -> None:
         names = path_names(self.path)
         object.__setattr__(self, "named", (self.named or self.view) if names else None)
-        parent = _parent_field(self.command, names, self.named)
+        parent = _parent_field(self.command, self.named)
         takes = CommandBody(self.command, names, self.fixed, self.words, owners=self.owners, parent=parent)
         object.__setattr__(self, "takes", takes)
 
@@ -121,7 +119,7 @@ class Action(Generic[B]):
             return ModelBody(self.body)
         if not issubclass(self.body, Command):
             raise TypeError(f"{self.body.__name__} is neither a command nor a body")
-        parent = _parent_field(self.body, names, self.named)
+        parent = _parent_field(self.body, self.named)
         return CommandBody(self.body, names, self.fixed, self.words, self.defaults, parent=parent)
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
@@ -182,7 +180,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """A read of its own kind, answered in a shape of its own."""
 
     path: str
@@ -200,7 +198,7 @@ class Ask:
 Post = partial(Write, "POST")
 Patch = partial(Write, "PATCH")
 Delete = partial(Write, "DELETE")
-Route = Write[Any] | Action[Any] | Read | Listing | Ask
+Route = Write[Any] | Action[Any] | Read | Listing | Query
 
 
 def check_permissions(routes: Iterable[Route]) -> None:

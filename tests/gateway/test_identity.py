@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message
 from gateway.api_keys import BOOTSTRAP_KEY_ID
 from gateway.http.app import create_app
 from gateway.http.operations import operation_id
-from gateway.http.routing import PUBLIC, PUBLIC_PATHS, Action, Ask, Write, check_permissions
+from gateway.http.routing import PUBLIC, PUBLIC_PATHS, Action, Query, Write, check_permissions
 from gateway.http.state import Gateway
 from gateway.platform import ReadinessView, get_readiness
 from gateway.routes import ROUTES
@@ -495,7 +495,7 @@ def test_a_route_without_a_permission_stops_the_start(world: World) -> None:
     check_permissions(ROUTES)
     for permission in ("", "public", "gateway:things", "gateway:things:delete"):
         with pytest.raises(ValueError, match="declares no permission"):
-            check_permissions([Ask("/gateway/things", get_readiness, permission, ReadinessView)])
+            check_permissions([Query("/gateway/things", get_readiness, permission, ReadinessView)])
 
 
 def test_roles_that_do_not_exist_yet_cannot_be_required(world: World) -> None:

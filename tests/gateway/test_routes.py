@@ -19,8 +19,10 @@ from gateway.http.routing import Listing, Post, Read, Write
 from gateway.http.state import Gateway
 from gateway.routes import ROUTES
 from gateway.runtime import NODE_RUN_LIST, RUN_LIST
+from projections.catalog_views import WORKFLOW_VERSION
 from projections.runtime_views import RUN
 from projections.views import View
+from schemas.catalog import PublishVersion
 from schemas.examples import Example, example_of_shape
 from schemas.messages import Command, Id
 from tests.gateway.test_runtime import CHAIN, started, workflow
@@ -171,6 +173,16 @@ def test_a_list_below_an_object_needs_its_filter_and_its_view() -> None:
         Listing("/gateway/apps/{app_id}/runs", RUN_LIST, "gateway:runtime:read", named=RUN)
     with pytest.raises(TypeError, match="names"):
         Listing("/gateway/x/{workflow_id}/runs", RUN_LIST, "gateway:runtime:read")
+
+
+def test_an_aggregate_that_the_path_names_is_not_taken_from_the_row() -> None:
+    """Else the path could name one object and mean another."""
+    path = "/gateway/flows/{workflow_id}/versions/{version_id}/publish"
+    words = {"definition_id": "workflow_id"}
+    route = Post(path, PublishVersion, "gateway:workflows:write", WORKFLOW_VERSION, words=words)
+    assert route.takes.parent is None
+    command = route.takes.read({}, {"workflow_id": TASK, "version_id": RANDOM}, None)
+    assert command == PublishVersion(definition_id=TASK, version_id=RANDOM)
 
 
 # --- views -------------------------------------------------------------------------------------------------------
