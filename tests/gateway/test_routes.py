@@ -152,7 +152,7 @@ async def test_a_list_below_an_object_shows_what_belongs_to_it(gateway: Gateway,
     first, second = [await started(http, workflow_id) for _ in range(2)]
     below = Listing("/gateway/runtime/runs/{run_id}/nodes", NODE_RUN_LIST, "gateway:runtime:read", named=RUN)
     transport = httpx.ASGITransport(create_app(gateway, [below]))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/gateway/runtime/runs") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost/gateway/runtime/runs") as client:
         for run in (first, second):
             items = (await client.get(f"/{run['id']}/nodes")).json()["items"]
             assert {item["run_id"] for item in items} == {run["id"]}
