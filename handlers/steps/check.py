@@ -58,8 +58,7 @@ def _bounded(found: list[SpecProblem]) -> list[SpecProblem]:
         size += len(orjson.dumps(problem)) + 1
         if size > PROBLEMS_BYTES_MAX:
             detail = f"there are {len(found) - len(kept)} more problems"
-            severity = "error" if problem["severity"] == "error" else "warning"
-            kept.append({"pointer": "", "code": "too_many_problems", "detail": detail, "severity": severity})
+            kept.append({**problem, "pointer": "", "code": "too_many_problems", "detail": detail})
             break
         kept.append(problem)
     return kept if len(kept) < len(found) else found
