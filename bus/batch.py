@@ -15,6 +15,7 @@ from bus.lanes import Lane
 from bus.rows import View
 from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
 from infra.db import TableSpec
+from outbox.tombstones import refusal
 from schemas.decider import (
     After,
     Answer,
@@ -176,6 +177,7 @@ class Batch:
         self.sends: Sequence[Out] = []
         self.events: list[Recorded] = []
         self.finished: list[tuple[Lane, str]] = []
+        self.ended_before: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
         self.unlisted: list[tuple[Lane, str]] = []
         self.ready: list[Any] = []
@@ -215,6 +217,8 @@ class Batch:
                 raise Rejected("id_taken", f"{accepted.aggregate_id} is taken")
             view.hide()
             head = None
+        if head is None and (gone := lane.aggregate(accepted.aggregate_id).gone) is not None:
+            raise refusal(gone, command, meta.tenant_id)
         seq = head.seq if head is not None else 0
         recorded: list[Recorded] = []
         bodies: list[bytes] = []

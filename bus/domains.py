@@ -27,7 +27,7 @@ class Domains:
     """Asks a command's domain. What it refuses is an outcome; what it fails at is a dead letter.
 
     `broken`: what could not be prepared, by key, and why. `heads`: the type of the header row of a command's
-    aggregate; `reactions`: who takes an event further.
+    aggregate; `ended`: whether such a row's aggregate has come to its end; `reactions`: who takes an event further.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Domains:
     ) -> None:
         self._by_command = {command: domain for domain in domains for command in domain.decide}
         self.heads = {command: domain.head for command, domain in self._by_command.items()}
+        self.ended = {domain.head: domain.ended for domain in domains}
         self._facts = {command: facts for domain in domains for command, facts in domain.facts.items()}
         self.reactions: dict[type[Event], list[tuple[str, React]]] = {}
         for domain in domains:

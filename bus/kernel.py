@@ -82,7 +82,7 @@ class Kernel:
             self.lanes,
             decided_by,
             reception,
-            Loader(by_row, decided_by.heads, immutable_facts, self.limits),
+            Loader(by_row, decided_by.heads, decided_by.ended, immutable_facts, self.limits),
             answers,
             by_row,
             partitions=partitions,

@@ -44,3 +44,4 @@ class Defences:
     lasting_leases: bool = True
     left_leases: bool = True
     answers: bool = True
+    tombstones: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bus.batch import Accepted, Batch
@@ -10,23 +10,30 @@ from bus.limits import Limits
 from bus.rows import weight
 from bus.store import Store, Unit
 from infra.db import TableSpec
+from outbox.tombstones import TOMBSTONES
 from schemas.decider import Key, Missing
 from schemas.messages import Command
 
 
 class Loader:
-    """Reads rows into the aggregates of lanes. `facts`: immutable rows of other aggregates, kept between batches."""
+    """Reads rows into the aggregates of lanes. `facts`: immutable rows of other aggregates, kept between batches.
+
+    `ended`: by head, whether its aggregate has come to its end. Such a one stays in memory for one batch only, so that
+    retention may remove it without asking its lane.
+    """
 
     def __init__(
         self,
         specs: Mapping[type[Any], TableSpec],
         heads: Mapping[type[Command], type[Any]],
+        ended: Mapping[type[Any], Callable[[Any], bool]],
         immutable: frozenset[type[Any]],
         limits: Limits,
     ) -> None:
         self.facts: dict[Key, Any] = {}
         self._specs = specs
         self._heads = heads
+        self._ended = ended
         self._immutable = immutable
         self._limits = limits
         self._sizes: dict[Key, int] = {}
@@ -66,6 +73,8 @@ class Loader:
         for kind, wanted in by_id.items():
             for id, row in _by_id(await unit.load(self._specs[kind], list(wanted)), wanted).items():
                 self._keep(batch, wanted[id], kind, id, row)
+            if kind in self._ended:
+                await self._tombstones(batch, unit, kind, wanted)
         for kind, parents in by_parent.items():
             spec = self._specs[kind]
             for row in await unit.load_live(spec, list(parents)):
@@ -92,8 +101,18 @@ class Loader:
         if row is not None:
             accepted.lane.grew(accepted.aggregate_id, weight(row, self._specs[kind]))
         batch.held.add(key)
-        if row is None and kind is self._heads[type(accepted.command)]:
-            aggregate.whole = True
+        if kind is self._heads[type(accepted.command)]:
+            if row is None:
+                aggregate.whole = True
+            elif self._ended[kind](row):
+                batch.ended_before.append((accepted.lane, accepted.aggregate_id))
+
+    async def _tombstones(self, batch: Batch, unit: Unit, kind: type[Any], wanted: Mapping[str, Accepted]) -> None:
+        """Heads that are not there may have been. Asked after them: who removes one commits both together."""
+        aggregates = {id: each.lane.aggregate(each.aggregate_id) for id, each in wanted.items()}
+        absent = [id for id, aggregate in aggregates.items() if aggregate.rows.get((kind, id)) is None]
+        for tombstone in await unit.load(TOMBSTONES, absent) if absent else ():
+            aggregates[tombstone.id].gone = tombstone
 
     def _remember(self, kind: type[Any], id: str, row: Any) -> None:
         size = weight(row, self._specs[kind])

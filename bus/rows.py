@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from infra.db import TableSpec
+from outbox.tombstones import Tombstone
 from schemas.decider import Key, Missing, Row
 
 _UNKNOWN: Any = object()
@@ -16,16 +17,17 @@ _UNKNOWN: Any = object()
 class Aggregate:
     """What is in memory of one aggregate. `whole`: created under this epoch, so what is not here does not exist.
 
-    `groups`: row types of which all live rows are here. `dropped`: ids of rows that were here and exist, but have left
-    memory. `size`: about how many bytes its rows take as JSON.
+    `groups`: row types of which all live rows are here. `gone`: what retention has left of it. `dropped`: ids of rows
+    that were here and exist, but have left memory. `size`: about how many bytes its rows take as JSON.
     """
 
-    __slots__ = ("dropped", "groups", "rows", "size", "whole")
+    __slots__ = ("dropped", "gone", "groups", "rows", "size", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[Key, Any] = {}
         self.groups: set[type[Any]] = set()
         self.whole = False
+        self.gone: Tombstone | None = None
         self.dropped: set[str] = set()
         self.size = 0
 

@@ -223,7 +223,7 @@ def _dead_letter_sql(values: Mapping[str, str], source: str) -> str:
     return (
         f", letters AS (INSERT INTO dead_letter ({into}, status, redrives)"
         f" SELECT {', '.join(values.values())}, 'dead', 0 FROM {source}"
-        " ON CONFLICT (id) DO UPDATE SET status = 'dead', redrives = dead_letter.redrives + 1)"
+        " ON CONFLICT (id) DO UPDATE SET status = 'dead', at = EXCLUDED.at, redrives = dead_letter.redrives + 1)"
     )
 
 

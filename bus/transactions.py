@@ -238,6 +238,8 @@ class Transactions:
     def committed(self, batch: Batch) -> None:
         """It is written: move its lanes on, send what it made, start its steps."""
         self._reception.count(batch)
+        for lane, aggregate_id in batch.ended_before:
+            lane.forget(aggregate_id)  # Whatever has ended may be removed behind our back.
         if not batch.writes.advances:
             return
         for (kind, id), row in batch.changed:

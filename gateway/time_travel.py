@@ -15,10 +15,10 @@ from gateway.http.commands import json_response
 from gateway.http.identity import Caller
 from gateway.http.lists import page_of, shown_page
 from gateway.http.ports import Found, Page
-from gateway.http.problems import Problem, invalid_field, not_found
+from gateway.http.problems import Problem, invalid_field
 from gateway.http.routing import Listing, Read
 from gateway.http.state import Gateway
-from gateway.http.validated import path_id, within_object
+from gateway.http.validated import absent, path_id, within_object
 from infra.db import instant
 from projections.fold import FoldRows
 from projections.runtime import RUNS
@@ -50,7 +50,7 @@ class ReadThen(Read):
         caller = await within_object(gateway, call, caller, self.view, id)
         then = await _then(gateway, caller.tenant, id, moment)
         if then is None:
-            raise not_found(self.view.what)
+            raise await absent(gateway, caller.tenant, self.view, id)
         return json_response(self.view.of(then.get(self.view.spec.row, id)))
 
 

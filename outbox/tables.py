@@ -115,6 +115,20 @@ DEAD_LETTER = sa.Table(
     sa.Column("redrives", sa.SmallInteger, nullable=False),
     sa.Column("at", Instant, nullable=False),
 )
-"""Refused records, for `ap dlq`: status dead, retried or dropped. The body is cut at 64 KiB."""
+"""Refused records, for `ap dlq`: status dead, retried or dropped; `at`: when it last died. Bodies are cut at 64 KiB."""
 
-TENANT_TABLES = (EVENT, OUTBOX, TIMER, OUTCOME, DEAD_LETTER)
+TOMBSTONE = sa.Table(
+    "tombstone",
+    metadata,
+    uuid_column("id", primary_key=True),
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("last_seq", sa.Integer, nullable=False),
+    sa.Column("ended_at", Instant, nullable=False),
+    sa.Column("removed_at", Instant, nullable=False),
+)
+"""What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
+read by one trigger, once for each batch that makes runs (migration 0001), and where a command finds no head."""
+
+TENANT_TABLES = (EVENT, OUTBOX, TIMER, OUTCOME, DEAD_LETTER, TOMBSTONE)

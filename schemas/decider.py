@@ -183,8 +183,8 @@ class Domain:
     command that tells the aggregate that one of its internal commands became a dead letter;
     `answered(answer_to, answer)` is the command that tells one of its aggregates what became of a command that it
     awaits, also if that was refused or is a dead letter; `facts` names what a command's decision asks of other
-    aggregates, so that a batch reads it in one go; `ended(head)` says that hardly anything will come for this
-    aggregate any more, so memory may forget it.
+    aggregates, so that a batch reads it in one go; `ended(head)` says that nothing changes this aggregate any
+    more: memory forgets it, retention may remove it.
     """
 
     name: str

@@ -22,7 +22,7 @@ READ_ROLE = "ap_gateway"
 LOOKUP_ROLE = "ap_lookup"
 """Sees all tenants, but only the columns granted in LOOKUP_GRANTS: ids, tenants, and API keys' hashes."""
 
-TENANT_OF_TABLES = ("definition", "definition_version", "run", "node_run", "api_key", "command_outcome")
+TENANT_OF_TABLES = ("definition", "definition_version", "run", "node_run", "api_key", "command_outcome", "tombstone")
 _ID_COLUMN = {"command_outcome": "command_id"}
 _CANDIDATE_COLUMNS = {
     "run": ("mode", "status"),

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from gateway.http.call import Call, parse_json, read_body
 from gateway.http.commands import OutgoingCommand, fingerprint
 from gateway.http.identity import Caller, body_tenant
-from gateway.http.problems import not_found
+from gateway.http.problems import Problem, not_found, problem_of
 from gateway.http.request_body import CommandBody, ModelBody
 from gateway.http.state import Gateway
+from outbox.tombstones import TOMBSTONES, Tombstone, expired
 from projections.views import View
 from schemas.messages import UUID_PATTERN, Command
 
@@ -86,7 +87,8 @@ async def within_object(gateway: Gateway, call: Call, caller: Caller, named: Vie
     """The caller within the tenant of the object named, if none was named and authentication is off."""
     if caller.tenant_id is not None:
         return caller
-    tenant_id = await gateway.reads.tenant_of(named.spec.name, id)
+    reads = gateway.reads
+    tenant_id = await reads.tenant_of(named.spec.name, id) or await reads.tenant_of(TOMBSTONES.name, id)
     if tenant_id is None:
         raise not_found(named.what)
     call.tenant_id = tenant_id
@@ -94,11 +96,19 @@ async def within_object(gateway: Gateway, call: Call, caller: Caller, named: Vie
 
 
 async def existing(gateway: Gateway, caller: Caller, named: View[Any], id: str) -> Any:
-    """The row that an id names. Raises Problem 404."""
+    """The row that an id names. Raises Problem 404, or 410."""
     row = await gateway.reads.one(caller.tenant, named.spec, id)
     if row is None or not named.matches(row):
-        raise not_found(named.what)
+        raise await absent(gateway, caller.tenant, named, id)
     return row
+
+
+async def absent(gateway: Gateway, tenant_id: str, named: View[Any], id: str) -> Problem:
+    """Why this tenant has no such object: retention has removed it (410), or it never was (404)."""
+    gone: Tombstone | None = await gateway.reads.one(tenant_id, TOMBSTONES, id)
+    if gone is None or gone.kind != named.spec.name:
+        return not_found(named.what)
+    return problem_of(expired(gone).problem())
 
 
 async def _within_named(

@@ -17,6 +17,7 @@ OPERATIONAL = (
     kernel.TIMER,
     kernel.OUTCOME,
     kernel.DEAD_LETTER,
+    kernel.TOMBSTONE,
     audit_table.AUDIT_TABLE,
 )
 """Neither folded nor the log: how the system works right now."""

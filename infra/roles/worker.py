@@ -23,13 +23,14 @@ from handlers.steps.leases import Leases
 from handlers.steps.pool import StepPool
 from infra import topics
 from infra.database.tables import PROJECTIONS
+from infra.roles import retention
 from infra.roles.extras import Extras
 from infra.roles.process import freeze_start_up_objects, interrupting, stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
 from infra.settings import Settings
-from infra.telemetry.metrics import LaneMetrics, Owned
-from outbox.retention import Retention
+from infra.telemetry.metrics import LaneMetrics, Owned, RetentionMetrics
+from outbox.retention import Retention, nobody
 from projections.catalog import Version
 from projections.runtime import NodeRun
 
@@ -114,7 +115,13 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
             fallback,
-            Retention(parts.database),
+            Retention(
+                parts.database,
+                retention.aged(settings),
+                retention.ended(settings),
+                RetentionMetrics(parts.told.metrics).seen if parts.told.metrics is not None else nobody,
+                tombstones=extras.defences.tombstones,
+            ),
             Heartbeats(fallback_pool, fallback_leases, settings.lease_renew_seconds),
         ]
         await running.start()

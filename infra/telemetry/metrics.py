@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from bus.lanes import INGRESS_BASE
 from bus.telemetry import BatchReport, Span, Step
+from outbox.retention import Round
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, INGRESS
 
@@ -214,6 +215,24 @@ class WaitingMetrics:
             self._waiting.labels(what).set(count)
         for what, seconds in oldest_seconds.items():
             self._oldest.labels(what).set(seconds)
+
+
+class RetentionMetrics:
+    """What retention forgets, told after each of its rounds."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._rows = metrics.counter("retention_rows", "Rows forgotten or removed by retention", ["what"])
+        self._aggregates = metrics.counter("retention_aggregates", "Ended aggregates removed whole", ["kind"])
+        self._oldest = metrics.gauge(
+            "retention_oldest_ended_seconds", "How long ago the aggregate ended that ended first and is kept", ["kind"]
+        )
+
+    def seen(self, done: Round, now: float) -> None:
+        for what, count in done.rows.items():
+            self._rows.labels(what).inc(count)
+        for kind, count in done.aggregates.items():
+            self._aggregates.labels(kind).inc(count)
+            self._oldest.labels(kind).set(max(0.0, now - done.oldest.get(kind, now)))
 
 
 def _place(lane: int) -> list[str]:

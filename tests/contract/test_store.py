@@ -12,8 +12,9 @@ from bus.statements import PATIENCE_BATCHES
 from bus.store import Fenced, Outcome, Poison, Store, Unavailable, Unit, Unknown, Writes
 from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
+from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import API_KEYS
-from projections.runtime import MARKS, NODE_RUNS
+from projections.runtime import MARKS, NODE_RUNS, RUNS
 from tests.contract.stores import (
     Backend,
     event,
@@ -212,6 +213,20 @@ async def test_what_is_there_already_refuses_everything(backend: Backend) -> Non
     assert (await backend.lane(lane))[1] == 0
 
 
+async def test_an_aggregate_that_was_removed_is_not_made_again(backend: Backend) -> None:
+    gone, other = sample(RUNS), sample(RUNS)
+    tombstone = Tombstone(gone.id, "t1", "run", "completed", 7, 1_700_000_000.5, 1_700_000_001.5)
+    await backend.bury(tombstone)
+    assert await load(backend.store, TOMBSTONES, gone.id, other.id) == [tombstone]
+    lane = new_lane()
+    (claimed,) = await backend.store.claim([lane], "a")
+    with pytest.raises(Poison):
+        await backend.store.write(Writes([standing(claimed)], inserts={"run": [other, gone]}))
+    assert await load(backend.store, RUNS, gone.id, other.id) == []
+    await backend.store.write(Writes([standing(claimed)], inserts={"run": [other]}))
+    assert await load(backend.store, RUNS, other.id) == [other]
+
+
 async def test_a_value_that_cannot_be_stored_is_poison(backend: Backend) -> None:
     lane = new_lane()
     (claimed,) = await backend.store.claim([lane], "a")
@@ -332,8 +347,9 @@ async def test_a_letter_that_dies_again_is_the_same_letter(backend: Backend) -> 
     lane, dead = new_lane(), letter(new_lane())
     (claimed,) = await backend.store.claim([lane], "a")
     for redrives in range(3):
+        dead = replace(dead, at=dead.at + redrives)
         await backend.store.write(Writes([standing(claimed)], dead_letters=[dead]))
-        assert await backend.redrives(dead.id) == redrives
+        assert await backend.died(dead.id) == (redrives, dead.at)
 
 
 async def test_time_goes_on(backend: Backend) -> None:

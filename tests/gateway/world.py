@@ -42,6 +42,7 @@ TABLES = {
     "run": "Run",
     "node_run": "NodeRun",
     "api_key": "ApiKey",
+    "tombstone": "Tombstone",
 }
 
 

@@ -27,6 +27,7 @@ from bus.store import (
     Writes,
 )
 from infra.db import TableSpec
+from outbox.tombstones import TOMBSTONES
 
 Point = Callable[[str], Awaitable[None]]
 """Called at named points. A test suspends the caller there, or raises what may be raised there."""
@@ -66,7 +67,7 @@ class MemoryDatabase:
             name: [column.name for column in spec.columns if column.pg_type == "text"]
             for name, spec in self.specs.items()
         }
-        self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.specs}
+        self.tables: dict[str, dict[str, Any]] = {name: {} for name in (*self.specs, TOMBSTONES.name)}
         self.row_locks: set[tuple[str, str]] = set()
         self.events: dict[tuple[str, int], Logged] = {}
         self.outbox: dict[tuple[int, int], Out] = {}
@@ -135,7 +136,7 @@ class MemoryDatabase:
                 raise Poison(f"23505: outcome {outcome.command_id} exists")
         for name, rows in writes.inserts.items():
             for row in rows:
-                if row.id in self.tables[name]:
+                if row.id in self.tables[name] or row.id in self.tables[TOMBSTONES.name]:
                     raise Poison(f"23505: {name} {row.id} exists")
         for name, rows in (*writes.inserts.items(), *writes.updates.items()):
             for row in rows:

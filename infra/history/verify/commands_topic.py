@@ -11,7 +11,7 @@ from typing import Any
 from bus.replay import Extent
 from bus.statements import load_headers
 from infra.history.verify.log import Causes
-from infra.history.verify.system import KEPT_SECONDS, LaneRow, System, known
+from infra.history.verify.system import KEPT_SECONDS, LaneRow, System, known, removed
 from infra.history.verify.tenants import check_commands
 from schemas import registry
 from schemas.envelope import Envelope, Malformed, decode_headers, header
@@ -40,7 +40,8 @@ class Expected:
     causes: Causes = field(default_factory=dict)
     since: dict[int, float] = field(default_factory=dict)
     """By partition of `commands`, the time of its first record: what was before is not there to be looked at."""
-    caused: dict[str, str] = field(default_factory=dict)
+    caused: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By cause: the aggregate of the first command that names it, and how it is reported."""
 
     def saw(self, topic: str, partition: int, id: str, redrive: int) -> None:
         self.outbox.pop((topic, partition, id, redrive), None)
@@ -147,7 +148,8 @@ async def _judge_commands(system: System, partition: int, reads: Sequence[Read],
         elif _inboxed(envelope) and (envelope.id, envelope.redrive) not in inbox and read.timestamp > since:
             system.report.add("I5", [f"command {envelope.id} ({envelope.type}) at {place} left no inbox row"])
         if envelope is not None and not envelope.fingerprint:
-            expected.caused.setdefault(envelope.causation_id, f"{envelope.id} ({envelope.type}) at {place}")
+            named = envelope.subject, f"{envelope.id} ({envelope.type}) at {place}"
+            expected.caused.setdefault(envelope.causation_id, named)
     if len(expected.caused) > 10_000:
         await _uncaused(system, expected)
 
@@ -163,13 +165,17 @@ async def _letters(system: System, topic: str, partition: int, reads: Sequence[R
 
 
 async def _uncaused(system: System, expected: Expected) -> None:
-    """I6: an internal command names as its cause a message that was handled, or the step it answers for."""
+    """I6: an internal command names as its cause a message that was handled, or the step it answers for.
+
+    What retention has removed has taken its steps along.
+    """
     caused, expected.caused = expected.caused, {}
     left = set(caused)
     for sql in (_INBOX_IDS, _SETTLED, _NODE_RUNS, _LETTER_IDS, _CAUSING):
         left -= await known(system.fresh, sql, left)
-    for cause in sorted(left):
-        system.report.add("I6", [f"command {caused[cause]} names cause {cause or 'none'}, which was not handled"])
+    gone = await removed(system.fresh, {caused[cause][0] for cause in left})
+    for cause in sorted(cause for cause in left if caused[cause][0] not in gone):
+        system.report.add("I6", [f"command {caused[cause][1]} names cause {cause or 'none'}, which was not handled"])
 
 
 async def _await(system: System, expected: Expected) -> None:

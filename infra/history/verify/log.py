@@ -15,7 +15,7 @@ from infra.history.verify.history import (
     sequence,
     terminal_transitions,
 )
-from infra.history.verify.system import KEPT_SECONDS, System, chunks, known
+from infra.history.verify.system import KEPT_SECONDS, System, chunks, known, removed
 from schemas import registry, runtime
 from schemas.decider import Recorded
 from schemas.messages import UUID_PATTERN
@@ -37,6 +37,7 @@ _FIRST = """SELECT aggregate_id, causation_id FROM event WHERE seq = 1 AND aggre
 _BEYOND = """SELECT e.aggregate_id, e.seq FROM event e JOIN lane l ON l.id = e.lane WHERE e.position > l.position"""
 _OUTBOX_BEYOND = """SELECT o.lane, o.position FROM outbox o JOIN lane l ON l.id = o.lane
 WHERE o.position > l.position"""
+_HALF_REMOVED = """SELECT t.id FROM tombstone t WHERE EXISTS (SELECT FROM event e WHERE e.aggregate_id = t.id)"""
 _SAME_PLACE = """SELECT e.aggregate_id, e.seq, e.lane, e.position FROM event e JOIN outbox o
 ON o.lane = e.lane AND o.position = e.position"""
 
@@ -136,6 +137,8 @@ async def _once_over_all(system: System) -> None:
         add("I5", [f"event {row[0]}/{row[1]} stands beyond its lane's position"])
     async for row in system.stream(_OUTBOX_BEYOND):
         add("I5", [f"outbox row {row[0]}/{row[1]} stands beyond its lane's position"])
+    async for row in system.stream(_HALF_REMOVED):
+        add("I5", [f"{row[0]} was removed by retention, and has events"])
     async for row in system.stream(_SAME_PLACE):
         add("I5", [f"event {row[0]}/{row[1]} and an outbox row share position {row[3]} of lane {row[2]}"])
 
@@ -157,7 +160,10 @@ async def outcomes_have_effects(system: System) -> None:
 async def _effects(system: System, made: Sequence[tuple[str, str, str]]) -> None:
     ids = [id for _, _, id in made if UUID_PATTERN.match(id)]
     first = {str(row[0]): row[1] for row in await system.database.fetch(_FIRST, ids)}
+    gone = await removed(system.database, [id for id in ids if id not in first])
     for command_id, name, id in made:
+        if id in gone:
+            continue
         if id not in first:
             system.report.add("I1", [f"command {command_id} ({name}) succeeded, and {id} has no events"])
         elif name == runtime.CreateRun.model_fields["type"].default and first[id] != command_id:

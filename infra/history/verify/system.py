@@ -18,6 +18,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 _SESSION = {"role": "ap_worker", "application_name": "agent-platform verify", "default_transaction_read_only": "on"}
 KEPT_SECONDS = 7 * 86_400
 """Inbox rows of older messages may have been forgotten."""
+_TOMBSTONES = "SELECT id, last_seq, tenant_id FROM tombstone WHERE id = ANY($1::uuid[])"
 TOPICS = (COMMANDS, INGRESS, EVENTS, DEAD_LETTERS)
 
 
@@ -108,6 +109,15 @@ async def known(connection: asyncpg.Connection, sql: str, ids: Iterable[str]) ->
     if not wanted:
         return set()
     return {str(row[0]) for row in await connection.fetch(sql, wanted)}
+
+
+async def removed(connection: asyncpg.Connection, ids: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Those of these aggregates that retention has removed: how many events they had, and their tenant."""
+    wanted = sorted({id for id in ids if UUID_PATTERN.match(id)})
+    if not wanted:
+        return {}
+    rows = await connection.fetch(_TOMBSTONES, wanted)
+    return {str(row[0]): (row[1], row[2]) for row in rows}
 
 
 def chunks(items: Sequence[Any], size: int = 1_000) -> Iterable[Sequence[Any]]:

@@ -22,11 +22,13 @@ CREATE INDEX definition_version_of ON definition_version (definition_id);
 CREATE INDEX run_newest ON run (tenant_id, created_at, id);
 CREATE INDEX run_of_workflow ON run (tenant_id, workflow_id, created_at, id);
 CREATE INDEX run_of_session ON run (tenant_id, session_id, created_at, id) WHERE session_id IS NOT NULL;
+CREATE INDEX run_ended ON run (kind, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX node_run_of ON node_run (run_id);
 CREATE INDEX node_run_ready ON node_run (kind, created_at) WHERE listed = 1;
 CREATE INDEX node_run_leased ON node_run (lane) WHERE listed = 2;
 CREATE INDEX run_mark_of ON run_mark (run_id);
-CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id)
+CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id);
+CREATE INDEX audit_age ON gateway_request_audit (created_at)
 """
 
 FENCE = """
@@ -51,6 +53,21 @@ BEGIN
 END $$
 """
 
+REMOVED = """
+CREATE FUNCTION ap_not_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN  -- By now an insert has waited for whoever was removing the row, and this sees what that has committed.
+  IF EXISTS (SELECT FROM made m JOIN tombstone t ON t.id = m.id) THEN
+    RAISE unique_violation USING MESSAGE = 'an id of a removed aggregate is not used again';
+  END IF;
+  RETURN NULL;
+END $$
+"""
+
+NOT_REMOVED = """
+CREATE TRIGGER not_removed AFTER INSERT ON run REFERENCING NEW TABLE AS made
+  FOR EACH STATEMENT EXECUTE FUNCTION ap_not_removed()
+"""
+
 HOT = {
     "run": "fillfactor = 70",
     "node_run": "fillfactor = 50",
@@ -71,6 +88,7 @@ READABLE = (
     "command_outcome",
     "dead_letter",
     "gateway_request_audit",
+    "tombstone",
 )
 
 
@@ -85,6 +103,8 @@ def upgrade() -> None:
     for statement in INDEXES.split(";"):
         op.execute(statement)
     op.execute(FENCE)
+    op.execute(REMOVED)
+    op.execute(NOT_REMOVED)
     for table, options in HOT.items():
         op.execute(f"ALTER TABLE {table} SET ({options})")
     _roles()
