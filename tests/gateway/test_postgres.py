@@ -180,11 +180,8 @@ async def test_an_outcome_is_its_tenants(db: Database) -> None:
     id = fresh()
     columns = [column.name for column in OUTCOME.columns]
     body = orjson.dumps({"id": "x"})
-    await db.admin.execute(
-        f"insert into command_outcome ({', '.join(columns)}) values ($1, 't1', 'a.b', '', 'succeeded', $2, 1, 0, false)",
-        id,
-        body,
-    )
+    values = "$1, 't1', 'a.b', '', 'succeeded', $2, 1, 0, false"
+    await db.admin.execute(f"insert into command_outcome ({', '.join(columns)}) values ({values})", id, body)
     found = await db.reads.outcome("t1", id)
     assert found is not None
     assert (found.status, found.body) == ("succeeded", {"id": "x"})
@@ -393,8 +390,8 @@ async def test_lists_of_runs_use_their_index(db: Database) -> None:
     await db.admin.execute(
         """insert into run (id, tenant_id, seq, kind, status, mode, workflow_id, workflow_version_id, allowance, active,
              pending, compensation_failed, compensates, compensations, correlation_id, traceparent, actor, created_at)
-           select gen_random_uuid(), 't' || i % 50, 1, 'graph', 'completed', 'auto', gen_random_uuid(), gen_random_uuid(),
-             0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
+           select gen_random_uuid(), 't' || i % 50, 1, 'graph', 'completed', 'auto', gen_random_uuid(),
+             gen_random_uuid(), 0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
     )
     await db.admin.execute("analyze run")
     newest = Page(RUNS, ("created_at", "id"), 51)
