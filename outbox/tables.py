@@ -87,8 +87,8 @@ OUTCOME = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
-    sa.Column("reply_partition", sa.SmallInteger, nullable=False),
-    sa.Column("deferred", sa.Boolean, nullable=False),
+    sa.Column("reply_partition", sa.SmallInteger, nullable=False, server_default="-1"),
+    sa.Column("deferred", sa.Boolean, nullable=False, server_default="false"),
 )
 """What became of a command from outside: status pending (inside its transaction, or `deferred`), succeeded, rejected
 or failed; body is the result, or the problem with its `code`, `detail`, `status` and `errors`. `reply_partition`: where
@@ -129,6 +129,4 @@ TOMBSTONE = sa.Table(
     sa.Column("removed_at", Instant, nullable=False),
 )
 """What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
-read by one trigger, once for each batch that makes runs (migration 0001), and where a command finds no head."""
-
-TENANT_TABLES = (EVENT, OUTBOX, TIMER, OUTCOME, DEAD_LETTER, TOMBSTONE)
+read by one trigger, once for each batch that makes runs (infra.database.schema), and where a command finds no head."""

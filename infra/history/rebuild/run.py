@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
-from infra.db import TableSpec
+from infra.db import TableSpec, session
 from infra.history.rebuild.comparison import Comparer, compare, missing
 from infra.history.rebuild.folding import ONLY, TABLES, Folder, Only
 from infra.history.rebuild.log import EVENTS_PER_CHUNK, SESSION, Chunk, LogReader
@@ -41,7 +41,8 @@ async def rebuild(
     specs = [spec for name in (ONLY if only is None else (only,)) for spec in TABLES[name]]
     types = "%" if only is None else f"{only}.%"
     report = RebuildReport()
-    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=3, server_settings=SESSION)
+    settings = session(database_url, settings=SESSION)
+    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=3, server_settings=settings)
     try:
         if target:
             async with Target(database_url, target, specs) as filled:
