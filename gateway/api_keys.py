@@ -14,10 +14,14 @@ from gateway.http.identity import ACT_AS, PLATFORM
 from gateway.http.lists import ListOf
 from gateway.http.ports import Condition
 from gateway.http.problems import Problem
-from gateway.http.routing import Action, Asked, Body, CommandBody, Delete, Listing, Object, Patch, Route, Target
+from gateway.http.request_body import Body
+from gateway.http.routing import Action, Delete, Listing, Patch, Route
 from gateway.http.state import Gateway, new_id
-from projections.access import API_KEYS, ApiKey, shown_api_key
-from schemas.access import CreateApiKey, DeleteApiKey, KeyStatus, Scope, SetApiKeyStatus
+from gateway.http.validated import ValidatedRequest
+from projections.access import API_KEYS, ApiKey
+from projections.access_views import API_KEY, ApiKeyView
+from schemas.access import SCOPES_EXAMPLE, CreateApiKey, DeleteApiKey, Scope, SetApiKeyStatus
+from schemas.examples import Example
 from schemas.messages import ForeignId, Name, derive, natural_id
 
 BOOTSTRAP_KEY_ID = natural_id("", "api_key", "bootstrap")
@@ -30,53 +34,53 @@ def _split(scopes: Any) -> Any:
     return scopes.replace(",", " ").split() if isinstance(scopes, str) else scopes
 
 
-class CreateKey(Body):
-    name: Name
-    scopes: Annotated[tuple[Scope, ...], BeforeValidator(_split)] = ()
+class NewApiKey(Body):
+    """A key as it is asked for; its id and its secret are made here."""
+
+    name: Annotated[Name, Example("local-dev")]
+    scopes: Annotated[
+        tuple[Scope, ...],
+        BeforeValidator(_split, json_schema_input_type=str | tuple[Scope, ...]),
+        Example(SCOPES_EXAMPLE),
+    ] = ()
     user_id: ForeignId | None = None
 
 
-class KeyStatusBody(CommandBody):
-    status: KeyStatus
+class CreatedApiKey(ApiKeyView):
+    """`api_key` is the key's text, which nobody is shown again; null in a repeat of the request."""
 
-    def command(self, target: Target) -> SetApiKeyStatus:
-        return SetApiKeyStatus(api_key_id=target.id, status=self.status)
-
-
-class DeleteKey(CommandBody):
-    def command(self, target: Target) -> DeleteApiKey:
-        return DeleteApiKey(api_key_id=target.id)
+    api_key: Annotated[str | None, Example("ap_6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e_shown-once")]
 
 
-async def create_key(gateway: Gateway, asked: Asked[CreateKey]) -> Response:
+async def create_api_key(gateway: Gateway, valid: ValidatedRequest[NewApiKey]) -> Response:
     """Make a key; its text is in this answer only, also if that is a 202."""
-    scopes = _granted(asked)
-    command_id = command_id_of(asked.request, asked.caller.tenant, new_id())
-    key_id = BOOTSTRAP_KEY_ID if asked.caller.bootstrap else derive(command_id, "api_key")
+    scopes = _granted(valid)
+    command_id = command_id_of(valid.request, valid.caller.tenant, new_id())
+    key_id = BOOTSTRAP_KEY_ID if valid.caller.bootstrap else derive(command_id, "api_key")
     text = f"ap_{key_id}_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(text.encode()).hexdigest()
     command = CreateApiKey(
         api_key_id=key_id,
-        name=asked.body.name,
+        name=valid.body.name,
         scopes=scopes,
         secret_sha256=digest,
-        user_id=asked.body.user_id,
+        user_id=valid.body.user_id,
     )
-    wait = preference(asked.request, gateway.settings.outcome_wait_seconds)
-    result = await result_of(gateway, asked.call, asked.sending(command, command_id), wait.seconds)
+    wait = preference(valid.request, gateway.settings.outcome_wait_seconds)
+    result = await result_of(gateway, valid.call, valid.outgoing(command, command_id), wait.seconds)
     if result is None:
         return accepted(command_id, wait.applied, {"id": key_id, "api_key": text})
-    if "idempotency-key" in asked.request.headers:
+    if "idempotency-key" in valid.request.headers:
         # A repeat gets the first try's key, whose text nobody has any more.
-        stored: ApiKey | None = await gateway.reads.one(asked.caller.tenant, API_KEYS, key_id)
+        stored: ApiKey | None = await gateway.reads.one(valid.caller.tenant, API_KEYS, key_id)
         if stored is None or stored.secret_sha256 != digest:
             return json_response(result | {"api_key": None}, 201, wait.headers)
     return json_response(result | {"api_key": text}, 201, wait.headers)
 
 
-def _granted(asked: Asked[CreateKey]) -> tuple[str, ...]:
+def _granted(valid: ValidatedRequest[NewApiKey]) -> tuple[str, ...]:
     """The scopes of the new key: at most those of the caller. Raises Problem 403."""
-    caller, wanted = asked.caller, asked.body
+    caller, wanted = valid.caller, valid.body
     if caller.bootstrap:
         return wanted.scopes or BOOTSTRAP_SCOPES
     scopes = wanted.scopes or DEFAULT_SCOPES
@@ -88,14 +92,13 @@ def _granted(asked: Asked[CreateKey]) -> tuple[str, ...]:
     return scopes
 
 
-def _forget(gateway: Gateway, target: Target) -> None:
-    gateway.keys.forget(target.id)
+def _forget(gateway: Gateway, command: SetApiKeyStatus | DeleteApiKey) -> None:
+    gateway.keys.forget(command.api_key_id)
 
 
-API_KEY = Object(API_KEYS, "API key")
 KEY_LIST = ListOf(
-    API_KEYS,
-    shown_api_key,
+    API_KEY,
+    (),
     ("name", "status", "user_id"),
     where=(Condition("status <> 'deleted'", lambda key: key.status != "deleted"),),
 )
@@ -103,8 +106,8 @@ READ, WRITE = "gateway:api-keys:read", "gateway:api-keys:write"
 _KEYS = "/gateway/api-keys"
 
 ROUTES: tuple[Route, ...] = (
-    Action("POST", _KEYS, CreateKey, WRITE, "ApiKeyMade", create_key, 201),
-    Listing(_KEYS, KEY_LIST, READ, "ApiKey"),
-    Delete(_KEYS + "/{api_key_id}", DeleteKey, WRITE, "ApiKey", object=API_KEY, after=_forget),
-    Patch(_KEYS + "/{api_key_id}/status", KeyStatusBody, WRITE, "ApiKey", object=API_KEY, after=_forget),
+    Action("POST", _KEYS, NewApiKey, WRITE, CreatedApiKey, create_api_key, 201),
+    Listing(_KEYS, KEY_LIST, READ),
+    Delete(_KEYS + "/{api_key_id}", DeleteApiKey, WRITE, API_KEY, after=_forget),
+    Patch(_KEYS + "/{api_key_id}/status", SetApiKeyStatus, WRITE, API_KEY, after=_forget),
 )

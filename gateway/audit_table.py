@@ -1,11 +1,16 @@
-"""The table of request audits (operational: written by the gateway, folded from nothing)."""
+"""The table of request audits (operational: written by the gateway, folded from nothing), and how they are shown."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import sqlalchemy as sa
+from typing_extensions import TypedDict
 
 from gateway.http.ports import AuditRecord
-from infra.db import Instant, TableSpec, metadata, table_spec, uuid_column
+from infra.db import Instant, TableSpec, instant, metadata, table_spec, uuid_column
+from projections.views import Moment, Tenant, Uuid, View
+from schemas.examples import Example
 
 AUDIT_TABLE = sa.Table(
     "gateway_request_audit",
@@ -22,9 +27,45 @@ AUDIT_TABLE = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
+    sa.Index("gateway_request_audit_request", "tenant_id", "request_id"),
 )
 AUDITS: TableSpec = table_spec(AUDIT_TABLE, AuditRecord, mutable=())
 AUDIT_COLUMNS = tuple(column.name for column in AUDIT_TABLE.columns)
+
+
+class AuditView(TypedDict):
+    """One request, as audited."""
+
+    id: Uuid
+    tenant_id: Tenant
+    api_key_id: str | None
+    user_id: str | None
+    method: Annotated[str, Example("GET")]
+    path: Annotated[str, Example("/gateway/runtime/runs")]
+    route: Annotated[str, Example("/gateway/runtime/runs")]
+    status_code: Annotated[int, Example(200)]
+    duration_ms: Annotated[float, Example(1.25)]
+    request_id: Annotated[str, Example("b1f6a0f2")]
+    created_at: Moment
+
+
+def audit_view(record: AuditRecord) -> AuditView:
+    return {
+        "id": record.id,
+        "tenant_id": record.tenant_id,
+        "api_key_id": record.api_key_id,
+        "user_id": record.user_id,
+        "method": record.method,
+        "path": record.path,
+        "route": record.route,
+        "status_code": record.status_code,
+        "duration_ms": record.duration_ms,
+        "request_id": record.request_id,
+        "created_at": instant(record.created_at),
+    }
+
+
+AUDIT = View("audit", AUDITS, AuditView, audit_view)
 
 STATS_SQL = f"""
 with chosen as (select * from {AUDIT_TABLE.name} where created_at >= $1),

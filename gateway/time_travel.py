@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,10 +14,11 @@ from gateway.http.call import Call
 from gateway.http.commands import json_response
 from gateway.http.identity import Caller
 from gateway.http.lists import page_of, shown_page
-from gateway.http.ports import Page
+from gateway.http.ports import Found, Page
 from gateway.http.problems import Problem, invalid_field
-from gateway.http.routing import Listing, Read, absent, path_id, within_object
+from gateway.http.routing import Listing, Read
 from gateway.http.state import Gateway
+from gateway.http.validated import absent, path_id, within_object
 from infra.db import instant
 from projections.fold import FoldRows
 from projections.runtime import RUNS
@@ -45,27 +46,24 @@ class ReadThen(Read):
         moment = moment_of(request)
         if moment is None:
             return await Read.__call__(self, gateway, request, call, caller)
-        id = path_id(request, self.object.what)
-        caller = await within_object(gateway, call, caller, self.object, id)
+        id = path_id(request, self.view.what)
+        caller = await within_object(gateway, call, caller, self.view, id)
         then = await _then(gateway, caller.tenant, id, moment)
         if then is None:
-            raise await absent(gateway, caller.tenant, self.object, id)
-        return json_response(self.show(then.get(self.object.spec.row, id)))
+            raise await absent(gateway, caller.tenant, self.view, id)
+        return json_response(self.view.of(then.get(self.view.spec.row, id)))
 
 
 @dataclass(frozen=True, slots=True)
 class ListThen(Listing):
-    """Rows by page; with `run_id` and `at_seq` or `at` those of that run as they were then."""
+    """The rows of a run by page; with `at_seq` or `at` as they were then. The list needs `run_id`."""
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
         moment = moment_of(request)
         if moment is None:
             return await Listing.__call__(self, gateway, request, call, caller)
-        page = page_of(self.rows, request)
-        run_id = page.equal.get("run_id")
-        if run_id is None:
-            raise invalid_field("/query/run_id", "missing", "must name the run whose past is asked for")
-        then = await _then(gateway, caller.tenant, run_id, moment)
+        page = page_of(self.rows, request, {})
+        then = await _then(gateway, caller.tenant, page.equal["run_id"], moment)
         rows = [] if then is None else [row for (kind, _), row in then.rows.items() if kind is page.spec.row]
         return json_response(shown_page(self.rows, page, of_page(rows, page)))
 
@@ -81,20 +79,25 @@ def moment_of(request: Request) -> Moment | None:
     return Moment(seq=_seq(text)) if name == "at_seq" else Moment(at=_at(text))
 
 
-def of_page(rows: Sequence[Any], page: Page) -> list[Any]:
+def of_page(rows: Iterable[Any], page: Page) -> Found:
     """What the query of a page would give of these rows."""
 
-    def place(row: Any) -> tuple[Any, ...]:
-        return tuple(getattr(row, name) for name in page.order)
+    def is_listed(row: Any) -> bool:
+        place, after = page.place(row), page.after
+        behind = after is None or (place < after if page.descending else place > after)
+        return behind and all(getattr(row, name) == value for name, value in page.equal.items())
 
-    found = [
-        row
-        for row in rows
-        if all(getattr(row, name) == value for name, value in page.equal.items())
-        and all(condition.holds(row) for condition in page.where)
-        and (page.after is None or (place(row) < page.after if page.descending else place(row) > page.after))
-    ]
-    return sorted(found, key=place, reverse=page.descending)[: page.limit]
+    def is_wanted(row: Any) -> bool:
+        return all(getattr(row, name) == value for name, value in page.matching.items()) and all(
+            condition.holds(row) for condition in page.where
+        )
+
+    listed = sorted(filter(is_listed, rows), key=page.place, reverse=page.descending)
+    if not page.scans:
+        return Found(listed[: page.limit])
+    wanted = list(filter(is_wanted, listed[: page.scan]))[: page.limit]
+    is_cut = len(wanted) < page.limit and len(listed) > page.scan
+    return Found(wanted, page.place(listed[page.scan - 1]) if is_cut else None)
 
 
 def openapi_parameters() -> list[JsonObject]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from projections import access as known
-from projections.access import ApiKey, shown_api_key
+from projections.access import ApiKey
+from projections.access_views import ApiKeyView, api_key_view
 from schemas.access import (
     EVENTS,
     ApiKeyCreated,
@@ -21,7 +22,7 @@ from schemas.access import (
     SetApiKeyStatus,
 )
 from schemas.decider import Domain, Meta, Rows
-from schemas.messages import Command, JsonObject, Rejected
+from schemas.messages import Command, Rejected
 
 
 def create(command: CreateApiKey, rows: Rows, meta: Meta) -> Iterator[ApiKeyCreated]:
@@ -54,12 +55,12 @@ def delete(command: DeleteApiKey, rows: Rows, meta: Meta) -> Iterator[ApiKeyDele
         yield ApiKeyDeleted()
 
 
-def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:
+def answer(command: Command, rows: Rows, meta: Meta) -> ApiKeyView:
     """What the sender is shown: the key without its secret."""
     key = rows.get(ApiKey, meta.aggregate_id)
     if key is None:
         raise TypeError(f"{command.type} left no API key")
-    return shown_api_key(key)
+    return api_key_view(key)
 
 
 DOMAIN = Domain(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from projections import catalog as known
-from projections.catalog import Definition, Version, shown_definition, shown_version
+from projections.catalog import Definition, Version
+from projections.catalog_views import OF_KIND, VERSIONS_OF_KIND
 from schemas.catalog import (
     EVENTS,
     ChangeDefinition,
@@ -24,8 +25,8 @@ from schemas.catalog import (
 )
 from schemas.decider import Answer, Awaited, Decision, Deferred, Domain, Meta, Rows, Settled
 from schemas.envelope import AnswerTo
-from schemas.messages import Command, JsonObject, Rejected, derive
-from schemas.problems import summary
+from schemas.messages import Command, Rejected, derive
+from schemas.problems import FieldError, SpecProblem, summary
 from schemas.runtime import StartSingle
 
 CHECK_SECONDS = 120.0
@@ -74,7 +75,7 @@ def create_version(command: CreateVersion, rows: Rows, meta: Meta) -> Iterator[D
     if head is None or head.kind != command.kind:
         pointer = f"/{command.kind}_id"
         detail = f"no such {command.kind}"
-        error = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
+        error: FieldError = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
         raise Rejected("unknown_reference", f"{pointer}: {detail}", status=422, errors=(error,))
     _refuse_archived(head)
     made = version_id(meta.message_id)
@@ -147,10 +148,10 @@ def take_check(command: TakeCheck, rows: Rows, meta: Meta) -> Iterator[Decision]
     if check["publish"] and version.status != "published":
         yield VersionPublished(version_id=version.id)
     shown = cast(Version, rows.get(Version, version.id))
-    yield Settled(check["command_id"], "succeeded", shown_version(shown))
+    yield Settled(check["command_id"], "succeeded", VERSIONS_OF_KIND[shown.kind].of(shown))
 
 
-def _refusal(head: Definition, problems: list[JsonObject]) -> Rejected | None:
+def _refusal(head: Definition, problems: list[SpecProblem]) -> Rejected | None:
     """Why a version that was checked cannot be published now; None if it can."""
     try:
         _refuse_archived(head)
@@ -165,9 +166,9 @@ def _refuse_archived(head: Definition) -> None:
         raise Rejected("definition_archived", f"the {head.kind} is archived")
 
 
-def _refuse_errors(problems: list[JsonObject]) -> None:
-    errors = tuple(
-        {key: problem[key] for key in ("pointer", "code", "detail")}
+def _refuse_errors(problems: list[SpecProblem]) -> None:
+    errors: tuple[FieldError, ...] = tuple(
+        {"pointer": problem["pointer"], "code": problem["code"], "detail": problem["detail"]}
         for problem in problems
         if problem["severity"] == "error"
     )
@@ -175,17 +176,17 @@ def _refuse_errors(problems: list[JsonObject]) -> None:
         raise Rejected("invalid_definition", summary(errors), status=422, errors=errors)
 
 
-def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:
+def answer(command: Command, rows: Rows, meta: Meta) -> Mapping[str, Any]:
     """What the sender is shown at once: the definition, or a version that was published already."""
     match command:
         case CreateDefinition() | ChangeDefinition():
             head = rows.get(Definition, meta.aggregate_id)
             if head is not None:
-                return shown_definition(head)
+                return OF_KIND[head.kind].of(head)
         case PublishVersion():
             version = rows.get(Version, command.version_id)
             if version is not None:
-                return shown_version(version)
+                return VERSIONS_OF_KIND[version.kind].of(version)
     raise LookupError(f"{command.type} left nothing to show")
 
 

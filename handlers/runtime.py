@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from handlers.runs import by_hand
 from handlers.runs.evaluate import NodeError, check_size, input_problems
@@ -13,7 +13,7 @@ from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Prog
 from projections.catalog import Definition, Version
 from projections.runtime import NodeRun, Run
 from projections.runtime_fold import evolve
-from projections.runtime_shown import shown_node_run, shown_run
+from projections.runtime_views import node_run_view, run_view
 from schemas import runtime as wire
 from schemas.decider import Decision, Domain, Key, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected
@@ -308,13 +308,13 @@ class Runtime:
             yield from progress.unwind()
 
 
-def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:
+def answer(command: Command, rows: Rows, meta: Meta) -> Mapping[str, Any]:
     """What a sender from outside is told: the run or the node run as it is now."""
     if isinstance(command, wire.SetNodeStatus | wire.ExecuteNode):
         row = rows.get(NodeRun, command.node_run_id)
-        return shown_node_run(row) if row else {}
+        return node_run_view(row) if row else {}
     run = rows.get(Run, meta.aggregate_id)
-    return shown_run(run) if run else {}
+    return run_view(run) if run else {}
 
 
 def failed(command: Command, code: str, detail: str) -> Command | None:

@@ -1,4 +1,4 @@
-"""What is known about API keys, folded from their events; and how they are shown."""
+"""What is known about API keys, folded from their events."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import Instant, Json, TableSpec, metadata, table_spec, uuid_column
 from schemas import access as wire
-from schemas.messages import JsonObject
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,3 @@ def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
             return [replace(key, status="deleted")]
         case _:
             raise TypeError(f"{event.type} is not an event of an API key")
-
-
-def shown_api_key(key: ApiKey) -> JsonObject:
-    """An API key as the API shows it: never its secret."""
-    return {
-        "id": key.id,
-        "tenant_id": key.tenant_id,
-        "name": key.name,
-        "scopes": key.scopes,
-        "user_id": key.user_id,
-        "status": key.status,
-        "created_at": instant(key.created_at),
-        "updated_at": instant(key.updated_at),
-    }

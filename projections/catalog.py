@@ -1,4 +1,4 @@
-"""What is known about definitions and their versions, folded from their events; and how they are shown."""
+"""What is known about definitions and their versions, folded from their events."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import Instant, Json, TableSpec, metadata, table_spec, uuid_column
 from schemas import catalog as wire
 from schemas.messages import JsonObject
+from schemas.problems import SpecProblem
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Version:
     number: int
     status: str
     spec: JsonObject
-    problems: list[JsonObject]
+    problems: list[SpecProblem]
     checks: JsonObject
     description: str
     created_at: float
@@ -173,35 +174,3 @@ def _created(event: wire.DefinitionCreated, recorded: Any) -> Definition:
         created_at=recorded.at,
         updated_at=recorded.at,
     )
-
-
-def shown_definition(head: Definition) -> JsonObject:
-    """An app or workflow as the API shows it."""
-    shown: JsonObject = {
-        "id": head.id,
-        "tenant_id": head.tenant_id,
-        "code": head.code,
-        "name": head.name,
-        "description": head.description,
-        "status": head.status,
-        "latest_published_version_id": head.latest_published,
-        "created_at": instant(head.created_at),
-        "updated_at": instant(head.updated_at),
-    }
-    return shown | {"app_id": head.app_id} if head.kind == "workflow" else shown
-
-
-def shown_version(version: Version) -> JsonObject:
-    """A workflow version as the API shows it."""
-    return {
-        "id": version.id,
-        "tenant_id": version.tenant_id,
-        "workflow_id": version.definition_id,
-        "version": version.number,
-        "status": version.status,
-        "dsl_json": version.spec,
-        "problems": version.problems,
-        "description": version.description,
-        "created_at": instant(version.created_at),
-        "published_at": instant(version.published_at),
-    }

@@ -6,9 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
+from schemas.examples import Example
 from schemas.messages import Command, Event, ForeignId, Id, Name
 
 KeyStatus = Literal["active", "disabled", "revoked"]
+SCOPES_EXAMPLE = ["gateway:agents:*", "gateway:runtime:read"]
 Scope = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[a-z*_:-]+$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -31,7 +33,7 @@ class CreateApiKey(Command):
 class SetApiKeyStatus(Command):
     type: Literal["access.set_api_key_status"] = "access.set_api_key_status"
     api_key_id: Id
-    status: KeyStatus
+    status: Annotated[KeyStatus, Example("revoked")]
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:
         return self.api_key_id

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from schemas.examples import Example
 from schemas.messages import Code, Command, Event, ForeignId, Id, JsonObject, Name, Text, natural_id
+from schemas.problems import SpecProblem
 
 Kind = Literal["app", "workflow"]
+DefinitionStatus = Literal["active", "archived"]
+VersionStatus = Literal["draft", "published"]
+SPEC: JsonObject = {
+    "nodes": [
+        {"id": "start", "type": "start", "config": {}},
+        {"id": "greet", "type": "answer", "config": {"template": "Hello {{state.name}}"}},
+    ],
+    "edges": [{"source": "start", "target": "greet"}],
+}
+"""A workflow, as an example."""
 
 
 def definition_id(tenant_id: str, kind: Kind, code: str, app_id: str | None = None) -> str:
@@ -35,9 +47,9 @@ class ChangeDefinition(Command):
     public: ClassVar[bool] = True
     definition_id: Id
     kind: Kind
-    name: Name | None = None
-    description: Text | None = None
-    status: Literal["active", "archived"] | None = None
+    name: Annotated[Name | None, Example("Greet")] = None
+    description: Annotated[Text | None, Example("Says hello")] = None
+    status: DefinitionStatus | None = None
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:
         return self.definition_id
@@ -50,8 +62,8 @@ class CreateVersion(Command):
     public: ClassVar[bool] = True
     definition_id: Id
     kind: Kind
-    spec: JsonObject
-    status: Literal["draft", "published"] = "draft"
+    spec: Annotated[JsonObject, Example(SPEC)]
+    status: Annotated[VersionStatus, Example("published")] = "draft"
     description: Text = ""
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:
@@ -76,7 +88,7 @@ class TakeCheck(Command):
     definition_id: Id
     version_id: Id
     check_id: Id
-    problems: list[JsonObject] = Field(default_factory=list)
+    problems: list[SpecProblem] = Field(default_factory=list)
     code: str = ""
     detail: str = ""
 
@@ -125,7 +137,7 @@ class VersionChecked(Event):
     type: Literal["catalog.version_checked"] = "catalog.version_checked"
     version_id: str
     check_id: str
-    problems: list[JsonObject] = Field(default_factory=list)
+    problems: list[SpecProblem] = Field(default_factory=list)
 
 
 class CheckFailed(Event):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from schemas.envelope import AnswerTo
-from schemas.messages import Command, Event, JsonObject
+from schemas.messages import Command, Event
 
 
 class Row(Protocol):
@@ -162,7 +162,7 @@ class Settled:
 
     command_id: str
     status: Literal["succeeded", "rejected", "failed"]
-    body: JsonObject
+    body: Mapping[str, Any]
     is_event: ClassVar[bool] = False
 
 
@@ -192,7 +192,7 @@ class Domain:
     decide: Mapping[type[Command], Decide]
     evolve: Evolve
     events: tuple[type[Event], ...]
-    answer: Callable[[Command, Rows, Meta], JsonObject]
+    answer: Callable[[Command, Rows, Meta], Mapping[str, Any]]
     react: Mapping[type[Event], tuple[React, ...]] = field(default_factory=dict)
     failed: Callable[[Command, str, str], Command | None] = lambda command, code, detail: None
     answered: Callable[[AnswerTo, Answer], Command | None] = lambda answer_to, answer: None

@@ -8,6 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+from schemas.examples import Example
+from schemas.problems import FieldError
+
 UUID_PATTERN = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 """Ends with \\Z: `$` would let a line feed follow."""
 _UUID_ANY_CASE = re.compile(r"^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z")
@@ -30,7 +33,7 @@ def storable(value: str) -> str:
     return value
 
 
-Id = Annotated[str, AfterValidator(_canonical)]
+Id = Annotated[str, AfterValidator(_canonical), Example("6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e")]
 """An id of ours: a uuid as a lower-case string."""
 
 
@@ -46,8 +49,8 @@ ChosenId = Annotated[Id, AfterValidator(_not_derived)]
 ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
 """An id of somebody else's: an opaque string of at most 128 characters."""
 
-Code = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
+Code = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(storable), Example("greet")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable), Example("Greet")]
 Text = Annotated[str, StringConstraints(max_length=65_536), AfterValidator(storable)]
 JsonObject = dict[str, Any]
 
@@ -126,7 +129,7 @@ class Rejected(Exception):
         detail: str = "",
         *,
         status: int = 409,
-        errors: tuple[JsonObject, ...] = (),
+        errors: tuple[FieldError, ...] = (),
         **extra: Any,
     ) -> None:
         super().__init__(f"{code}: {detail}" if detail else code)

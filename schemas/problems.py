@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+from typing_extensions import TypedDict
+
+from schemas.examples import Example
 
 PROBLEMS_MAX: Final = 1_000
 NAMED_MAX: Final = 10
@@ -31,6 +35,20 @@ WARNINGS: Final = frozenset(
 )
 
 
+class FieldError(TypedDict):
+    """What is wrong with one value of a request; `pointer` is an RFC 6901 JSON pointer."""
+
+    pointer: Annotated[str, Example("/dsl_json/nodes/1/config")]
+    code: Annotated[str, Example("missing")]
+    detail: Annotated[str, Example("config needs a template")]
+
+
+class SpecProblem(FieldError):
+    """What is wrong with a definition; only an error forbids publishing."""
+
+    severity: Literal["error", "warning"]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """`pointer` is an RFC 6901 JSON pointer into the DSL; only an error forbids publishing."""
@@ -45,8 +63,8 @@ def pointer_of(*steps: str | int) -> str:
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in steps)
 
 
-def summary(errors: Sequence[Mapping[str, Any]]) -> str:
-    """One line on errors that have a `pointer` and a `detail`: the first NAMED_MAX, and how many more there are."""
+def summary(errors: Sequence[FieldError]) -> str:
+    """One line: the first NAMED_MAX, and how many more there are."""
     named = [f"{error['pointer'] or '/'}: {error['detail']}" for error in errors[:NAMED_MAX]]
     return "; ".join(named) + (f"; and {len(errors) - NAMED_MAX} more" if len(errors) > NAMED_MAX else "")
 

@@ -9,8 +9,8 @@ import pydantic_core
 
 from schemas import access, catalog, outcomes, runtime, values
 from schemas.envelope import Malformed
-from schemas.messages import Command, Event, JsonObject
-from schemas.problems import summary
+from schemas.messages import Command, Event
+from schemas.problems import FieldError, pointer_of, summary
 
 
 def by_name(commands: Iterable[type[Command]]) -> dict[str, type[Command]]:
@@ -29,23 +29,18 @@ EVENTS: Mapping[str, type[Event]] = {
 class Invalid(Malformed):
     """A body that does not fit its type: `errors` name each field by JSON pointer."""
 
-    def __init__(self, code: str, detail: str, errors: tuple[JsonObject, ...]) -> None:
+    def __init__(self, code: str, detail: str, errors: tuple[FieldError, ...]) -> None:
         super().__init__(code, detail)
         self.errors = errors
-
-
-def pointer(location: tuple[int | str, ...]) -> str:
-    """RFC 6901."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 PROBLEMS_MAX = 100
 
 
-def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
+def problems(error: pydantic.ValidationError) -> tuple[FieldError, ...]:
     """The first PROBLEMS_MAX things that are wrong, by JSON pointer."""
     return tuple(
-        {"pointer": pointer(found["loc"]), "code": found["type"], "detail": found["msg"]}
+        {"pointer": pointer_of(*found["loc"]), "code": found["type"], "detail": found["msg"]}
         for found in error.errors(include_url=False, include_context=False, include_input=False)[:PROBLEMS_MAX]
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.examples import Example
 from schemas.messages import (
     PLATFORM_NAMESPACE,
     ChosenId,
@@ -33,6 +34,7 @@ RunStatus = Literal[
     "cancelled",
     "compensated",
 ]
+RunMode = Literal["auto", "manual"]
 NodeStatus = Literal["queued", "running", "pending", "completed", "failed", "skipped", "cancelled"]
 RunKind = Literal["graph", "single"]
 """`single`: one step that the platform has done for itself."""
@@ -44,7 +46,7 @@ VALUE_BYTES_MAX = 64 * 1024
 PLATFORM_VERSION_ID = derive(PLATFORM_NAMESPACE, "the version of single steps")
 PLATFORM_WORKFLOW_ID = derive(PLATFORM_NAMESPACE, "the workflow of single steps")
 
-Worker = Annotated[str, Field(max_length=128)]
+Worker = Annotated[str, Field(max_length=128), Example("runtime-worker-1")]
 
 
 def node_run_id(run_id: str, path: str, iteration: str) -> str:
@@ -93,13 +95,13 @@ class CreateRun(Command):
     creates: ClassVar[bool] = True
     public: ClassVar[bool] = True
     run_id: ChosenId | None = None
-    workflow_id: Id | None = None
+    workflow_id: Annotated[Id | None, Example("c0a8012e-7b1d-5c11-8f60-2f7d5a1e9b42")] = None
     workflow_version_id: Id | None = None
     app_id: ForeignId | None = None
     app_version_id: ForeignId | None = None
     session_id: ForeignId | None = None
-    inputs: JsonObject = Field(default_factory=dict)
-    mode: Literal["auto", "manual"] = "auto"
+    inputs: Annotated[JsonObject, Example({"name": "Ada"})] = Field(default_factory=dict)
+    mode: RunMode = "auto"
     initial_node: InitialNode | None = None
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:
@@ -118,7 +120,7 @@ class StartSingle(RunCommand):
 class CancelRun(RunCommand):
     type: Literal["runtime.cancel_run"] = "runtime.cancel_run"
     public: ClassVar[bool] = True
-    compensate: bool = False
+    compensate: Annotated[bool, Example(False)] = False
     force: bool = False
 
 
@@ -143,7 +145,7 @@ class ExecuteNode(RunCommand):
 class SetRunStatus(RunCommand):
     type: Literal["runtime.set_run_status"] = "runtime.set_run_status"
     public: ClassVar[bool] = True
-    status: Literal["running", "completed", "failed", "cancelled"]
+    status: Annotated[Literal["running", "completed", "failed", "cancelled"], Example("completed")]
     error_code: Code | None = None
     error_message: Text | None = None
 
@@ -258,7 +260,7 @@ class RunCreated(Event):
     app_version_id: str | None = None
     session_id: str | None = None
     inputs: JsonObject = Field(default_factory=dict)
-    mode: Literal["auto", "manual"] = "auto"
+    mode: RunMode = "auto"
     initial_node: str | None = None
     kind: RunKind = "graph"
     origin: Origin | None = None

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from schemas.envelope import Malformed
+from schemas.problems import FieldError
 
 DEPTH_MAX = 64
 POINTER_CHARACTERS_MAX = 2_000
@@ -21,7 +22,7 @@ class InvalidValue(Malformed):
     def __init__(self, code: str, detail: str, pointer: str) -> None:
         super().__init__(code, f"{pointer or '/'}: {detail}")
         self.pointer = pointer
-        self.errors = ({"pointer": pointer, "code": code, "detail": detail},)
+        self.errors: tuple[FieldError, ...] = ({"pointer": pointer, "code": code, "detail": detail},)
 
 
 def parse(body: bytes) -> Any:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.http.problems import Problem
 from schemas import values
 from schemas.envelope import Malformed
+from schemas.problems import FieldError
 
 log = logging.getLogger("agent_platform.gateway")
 
@@ -175,7 +176,8 @@ def parse_json(body: bytes) -> Any:
     except Malformed as error:
         for sign, code, detail in _OUT_OF_RANGE:
             if sign in error.detail:
-                raise Problem(422, code, detail, errors=({"pointer": "", "code": code, "detail": detail},)) from None
+                found: FieldError = {"pointer": "", "code": code, "detail": detail}
+                raise Problem(422, code, detail, errors=(found,)) from None
         raise Problem(400, error.code, f"the body is not JSON: {error.detail}") from None
     json.loads(body, object_pairs_hook=_once, parse_int=str, parse_float=str)  # 5000 digits are no int.
     return value

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import orjson
 from starlette.requests import Request
 
 from gateway.http.identity import identifier
-from gateway.http.ports import Condition, Page
+from gateway.http.ports import Condition, Found, Page
 from gateway.http.problems import invalid_field
 from infra.db import Column, TableSpec
+from projections.views import OneOf, View
 from schemas.messages import UUID_PATTERN, JsonObject
 
 LIMIT_DEFAULT = 50
@@ -26,15 +27,19 @@ _INT4_MAX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A table as a list: its order, which columns may be filtered by, how a row is shown.
+    """A table as a list: how its rows are shown, their order, which columns may be filtered by.
 
-    `where` always holds; `special` says what certain values of a filter mean instead of equality. `others`:
-    parameters that are no filters; who serves the list knows what they mean.
+    `filters` name columns that an index finds rows by, the one that leaves the fewest first. `scanned`: columns
+    whose values are looked for among the next SCAN_ROWS_MAX rows of the list. `needs`: the filter without which no
+    index gives the list's order. `where` always holds; `special` says what certain values of a filter mean instead
+    of equality. `renamed`: the columns of filters that the API calls otherwise. `others`: parameters that are no
+    filters; who serves the list knows what they mean.
     """
 
-    spec: TableSpec
-    show: Callable[[Any], JsonObject]
+    view: View[Any]
     filters: tuple[str, ...]
+    scanned: tuple[str, ...] = ()
+    needs: str | None = None
     order: tuple[str, ...] = ("created_at", "id")
     descending: bool = True
     where: tuple[Condition, ...] = ()
@@ -42,17 +47,39 @@ class ListOf:
     renamed: Mapping[str, str] = field(default_factory=dict)
     special: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[str, ...]] = field(init=False)
+    """The values that a filter may have, where the view says so."""
+
+    def __post_init__(self) -> None:
+        fields = get_type_hints(self.view.shape, include_extras=True)
+        choices = {name: _choices(fields[name]) for name in self.all_filters if name in fields}
+        object.__setattr__(self, "choices", {name: values for name, values in choices.items() if values})
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.view.spec
+
+    @property
+    def all_filters(self) -> tuple[str, ...]:
+        return (*self.filters, *self.scanned)
 
     def column(self, filter_name: str) -> Column:
         return _column(self.spec, self.renamed.get(filter_name, filter_name))
 
 
-def page_of(listing: ListOf, request: Request) -> Page:
+def _choices(annotation: Any) -> tuple[str, ...]:
+    return next((each.values for each in getattr(annotation, "__metadata__", ()) if isinstance(each, OneOf)), ())
+
+
+def page_of(listing: ListOf, request: Request, ids: Mapping[str, str]) -> Page:
     """The page that a request asks for, with one row more, which tells whether there is a next one.
+
+    `ids`: filters that the path gives.
 
     Raises Problem 422 for an unknown parameter, a value of the wrong type, a bad limit or cursor.
     """
-    equal = dict(listing.equal)
+    matching: dict[str, Any] = dict(ids)
+    filters = [name for name in listing.all_filters if name not in ids]
     where = listing.where
     limit, after = LIMIT_DEFAULT, None
     for name, value in request.query_params.multi_items():
@@ -60,37 +87,39 @@ def page_of(listing: ListOf, request: Request) -> Page:
             limit = _limit(value)
         elif name == "cursor":
             after = _decoded(value, listing)
-        elif name in listing.filters:
+        elif name in filters:
             special = listing.special.get(name, {}).get(value)
             if special is not None:
                 where = (*where, special)
             else:
-                column = listing.column(name)
-                equal[column.name] = _value(value, column, f"/query/{name}")
+                matching[name] = _value(value, listing.column(name), f"/query/{name}", listing.choices.get(name))
         elif name != "tenant_id" and name not in listing.others:
-            known = ", ".join((*COMMON_PARAMETERS, *listing.filters, *listing.others))
+            known = ", ".join((*COMMON_PARAMETERS, *filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
+    if listing.needs is not None and listing.needs not in matching:
+        raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list shows what belongs to one")
+    found_by = next((name for name in (*ids, *listing.filters) if name in matching), None)
+    indexed = {} if found_by is None else {listing.column(found_by).name: matching.pop(found_by)}
     return Page(
         spec=listing.spec,
         order=listing.order,
         limit=limit + 1,
         descending=listing.descending,
-        equal=equal,
+        equal={**listing.equal, **indexed},
+        matching={listing.column(name).name: value for name, value in matching.items()},
         where=where,
         after=after,
     )
 
 
-def shown_page(listing: ListOf, page: Page, rows: Any) -> JsonObject:
-    """`items` and the cursor of the next page, None on the last one."""
-    items = list(rows)
-    more = len(items) == page.limit
-    if more:
+def shown_page(listing: ListOf, page: Page, found: Found) -> JsonObject:
+    """`items` and the cursor of the next page, None on the last one. A page that has one may be short, or empty."""
+    items, show = list(found.rows), listing.view.of
+    next_cursor = None if found.scanned_to is None else _encoded(found.scanned_to)
+    if len(items) == page.limit:
         items.pop()
-    return {
-        "items": [listing.show(row) for row in items],
-        "next_cursor": _encoded(listing, items[-1]) if more else None,
-    }
+        next_cursor = _encoded(page.place(items[-1]))
+    return {"items": [show(row) for row in items], "next_cursor": next_cursor}
 
 
 def _column(spec: TableSpec, name: str) -> Column:
@@ -103,7 +132,9 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _value(text: str, column: Column, pointer: str) -> Any:
+def _value(text: str, column: Column, pointer: str, choices: tuple[str, ...] | None) -> Any:
+    if choices is not None and text not in choices:
+        raise invalid_field(pointer, "unknown_value", f"must be one of {', '.join(choices)}")
     if column.pg_type == "uuid":
         if not UUID_PATTERN.match(text.lower()):
             raise invalid_field(pointer, "invalid_uuid", "must be a uuid")
@@ -115,9 +146,8 @@ def _value(text: str, column: Column, pointer: str) -> Any:
     return identifier(text, pointer)
 
 
-def _encoded(listing: ListOf, row: Any) -> str:
-    values = orjson.dumps([getattr(row, name) for name in listing.order])
-    return base64.urlsafe_b64encode(values).rstrip(b"=").decode()
+def _encoded(place: tuple[Any, ...]) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(place)).rstrip(b"=").decode()
 
 
 def _decoded(cursor: str, listing: ListOf) -> tuple[Any, ...]:

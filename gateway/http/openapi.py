@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
-from gateway.http.examples import ANSWERS, REQUESTS
+from gateway.http.commands import CommandView
 from gateway.http.lists import LIMIT_DEFAULT, LIMIT_MAX
-from gateway.http.routing import PUBLIC, Action, Body, Listing, Route, Write
+from gateway.http.operations import body_name, description, operation_id, shape_of, shown_name, summary
+from gateway.http.ports import SCAN_ROWS_MAX
+from gateway.http.problems import ProblemBody
+from gateway.http.routing import PUBLIC, Action, Listing, Route, Write, path_names
 from gateway.time_travel import ListThen, ReadThen, openapi_parameters
 from infra.db import Column
-from schemas.messages import UUID_PATTERN, JsonObject
+from schemas.examples import example_of_shape
+from schemas.messages import JsonObject
 
 TITLE = "agent-platform"
-_PARAMETER = re.compile(r"\{(\w+)\}")
 _REF = "#/components/schemas/{model}"
 _PROBLEMS = {
     400: "The body or a header is malformed",
@@ -32,11 +35,16 @@ _PROBLEMS = {
     429: "Too many requests or commands in flight",
     503: "Kafka or Postgres does not answer; with `command_id`: the command may have been taken",
 }
+_SCANNED = f"Looked for among the next {SCAN_ROWS_MAX} of the list: a page that has a next one may be short, or empty"
 _SECURITY: list[JsonObject] = [{"bearer": []}, {"apiKey": []}]
 
 
 def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Raises ValueError if two operations, or two components, have one name; LookupError for a missing example."""
     paths: dict[str, dict[str, Any]] = {}
+    names = Counter(map(operation_id, routes))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"two operations are called {', '.join(twice)}")
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
@@ -57,12 +65,6 @@ def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def operation_id(route: Route) -> str:
-    """Such as `post_runtime_runs_run_id_cancel`: unique, and the same as long as the path is."""
-    words = re.findall(r"\w+", route.path.removeprefix("/gateway"))
-    return "_".join((route.method.lower(), *words)).replace("-", "_")
-
-
 def _version() -> str:
     try:
         return version("agent-platform")
@@ -71,19 +73,21 @@ def _version() -> str:
 
 
 def _operation(route: Route) -> JsonObject:
-    parameters = [_path_parameter(name) for name in _PARAMETER.findall(route.path)]
+    parameters = [_path_parameter(name) for name in path_names(route.path)]
     if route.permission != PUBLIC:
         parameters.extend(_identity_parameters())
     operation: JsonObject = {
         "operationId": operation_id(route),
         "tags": [_tag(route)],
-        "summary": _summary(route),
+        "summary": summary(route),
         "security": [] if route.permission == PUBLIC else _SECURITY,
         "x-permission": route.permission,
     }
+    if text := description(route):
+        operation["description"] = text
     if isinstance(route, Write | Action):
         parameters.extend(_write_parameters())
-        operation["requestBody"] = _request_body(route.body)
+        operation["requestBody"] = _request_body(route)
     if isinstance(route, Listing):
         parameters.extend(_list_parameters(route))
     if isinstance(route, ReadThen | ListThen):
@@ -95,14 +99,6 @@ def _operation(route: Route) -> JsonObject:
 
 def _tag(route: Route) -> str:
     return route.path.removeprefix("/gateway").strip("/").split("/")[0]
-
-
-def _summary(route: Route) -> str:
-    what = re.sub(r"(?<!^)(?=[A-Z])", " ", route.shows).lower()
-    if isinstance(route, Write | Action):
-        words = re.sub(r"(?<!^)(?=[A-Z])", " ", route.body.__name__.removesuffix("Body")).lower()
-        return words.capitalize()
-    return f"List {what}s" if isinstance(route, Listing) else f"Show one {what}"
 
 
 def _path_parameter(name: str) -> JsonObject:
@@ -140,28 +136,35 @@ def _list_parameters(route: Listing) -> list[JsonObject]:
         {"name": "limit", "in": "query", "schema": limit},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}},
     ]
-    filters = ((name, _column_schema(route.rows.column(name))) for name in route.rows.filters)
-    parameters.extend({"name": name, "in": "query", "schema": schema} for name, schema in filters)
+    for name in (name for name in route.rows.all_filters if name not in path_names(route.path)):
+        schema = _column_schema(route.rows.column(name), route.rows.choices.get(name))
+        parameters.append({"name": name, "in": "query", "required": name == route.rows.needs, "schema": schema})
+    for parameter in parameters:
+        if parameter["name"] in route.rows.scanned:
+            parameter["description"] = _SCANNED
     return parameters
 
 
-def _column_schema(column: Column) -> JsonObject:
+def _column_schema(column: Column, choices: tuple[str, ...] | None) -> JsonObject:
+    if choices is not None:
+        return {"type": "string", "enum": list(choices)}
     if column.pg_type == "uuid":
         return {"type": "string", "format": "uuid"}
     return {"type": "integer"} if column.pg_type in ("int2", "int4") else {"type": "string"}
 
 
-def _request_body(body: type[Body]) -> JsonObject:
-    required = any(field.is_required() for field in body.model_fields.values())
-    content: JsonObject = {"schema": {"$ref": _REF.format(model=body.__name__)}}
-    if body.__name__ in REQUESTS:
-        content["example"] = REQUESTS[body.__name__]
-    return {"required": required, "content": {"application/json": content}}
+def _request_body(route: Write[Any] | Action[Any]) -> JsonObject:
+    content = {"schema": _ref(body_name(route)), "example": route.takes.example()}
+    return {"required": route.takes.is_required(), "content": {"application/json": content}}
+
+
+def _ref(name: str) -> JsonObject:
+    return {"$ref": _REF.format(model=name)}
 
 
 def _responses(route: Route) -> JsonObject:
     write = isinstance(route, Write | Action)
-    shown = {"$ref": _REF.format(model=f"{route.shows}Page" if isinstance(route, Listing) else route.shows)}
+    shown = _ref(shown_name(route) + "Page" if isinstance(route, Listing) else shown_name(route))
     responses: JsonObject = {
         str(route.status): {"description": "Done", "content": {"application/json": {"schema": shown}}}
     }
@@ -169,9 +172,9 @@ def _responses(route: Route) -> JsonObject:
         responses["202"] = {
             "description": "Taken; what becomes of it is not known yet",
             "headers": {"location": {"schema": {"type": "string"}}},
-            "content": {"application/json": {"schema": {"$ref": _REF.format(model="Accepted")}}},
+            "content": {"application/json": {"schema": _ref("Command")}},
         }
-    problem = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
+    problem = {"application/problem+json": {"schema": _ref("Problem")}}
     for status in _problem_statuses(route, write):
         responses[str(status)] = {"description": _PROBLEMS[status], "content": problem}
     return responses
@@ -184,78 +187,41 @@ def _problem_statuses(route: Route, write: bool) -> Iterable[int]:
         return tuple(_PROBLEMS)
     if isinstance(route, ReadThen):
         return (400, 401, 403, 404, 410, 422, 429, 503)
-    missing = _PARAMETER.search(route.path) or isinstance(route, ListThen)
+    missing = path_names(route.path) or isinstance(route, ListThen)
     return (400, 401, 403, 404, 422, 429, 503) if missing else (400, 401, 403, 422, 429, 503)
 
 
 def _schemas(routes: Sequence[Route]) -> JsonObject:
-    bodies = {route.body: None for route in routes if isinstance(route, Write | Action)}
-    _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
-    schemas: JsonObject = dict(definitions.get("$defs", {}))
+    """Components of all bodies, views and pages. Raises ValueError for a name that means two things."""
+    schemas: JsonObject = {}
     for route in routes:
-        schemas[route.shows] = _like(ANSWERS[route.shows]) | {"example": ANSWERS[route.shows]}
+        _add(schemas, shown_name(route), _schema_of(shape_of(route)))
+        if isinstance(route, Write | Action):
+            _add(schemas, body_name(route), route.takes.schema(_REF))
         if isinstance(route, Listing):
-            items = {"type": "array", "items": {"$ref": _REF.format(model=route.shows)}}
-            schemas[f"{route.shows}Page"] = {
-                "type": "object",
-                "required": ["items", "next_cursor"],
-                "properties": {"items": items, "next_cursor": {"type": ["string", "null"]}},
-            }
-    return schemas | _COMMON_SCHEMAS
+            _add(schemas, shown_name(route) + "Page", _page_of(shown_name(route)))
+    for name, shape in (("Command", CommandView), ("Problem", ProblemBody)):
+        _add(schemas, name, _schema_of(shape))
+    return schemas
 
 
-def _like(example: JsonObject) -> JsonObject:
-    """A schema for values such as `example`; fields that are null there may be anything."""
-    return {"type": "object", "properties": {name: _type_of(value) for name, value in example.items()}}
+def _add(schemas: JsonObject, name: str, schema: JsonObject) -> None:
+    for inner, each in {name: schema, **schema.pop("$defs", {})}.items():
+        if schemas.setdefault(inner, each) != each:
+            raise ValueError(f"two components are called {inner}")
 
 
-def _type_of(value: Any) -> JsonObject:
-    if isinstance(value, str):
-        return {"type": "string", "format": "uuid"} if UUID_PATTERN.match(value) else {"type": ["string", "null"]}
-    if isinstance(value, bool):
-        return {"type": "boolean"}
-    if isinstance(value, int):
-        return {"type": "integer"}
-    if isinstance(value, float):
-        return {"type": "number"}
-    if isinstance(value, list):
-        return {"type": "array", "items": {}}
-    return {}
+def _schema_of(shape: type[Any]) -> JsonObject:
+    schema = TypeAdapter(shape).json_schema(mode="serialization", ref_template=_REF)
+    schema.pop("title", None)
+    return schema | {"example": example_of_shape(shape)}
 
 
-_COMMON_SCHEMAS: JsonObject = {
-    "Accepted": {
+def _page_of(name: str) -> JsonObject:
+    items = {"type": "array", "items": _ref(name)}
+    cursor = {"type": ["string", "null"], "description": "`cursor` of the next page; null on the last one"}
+    return {
         "type": "object",
-        "required": ["command_id", "status"],
-        "properties": {
-            "command_id": {"type": "string", "format": "uuid"},
-            "status": {"const": "pending"},
-        },
-    },
-    "Problem": {
-        "type": "object",
-        "description": "RFC 9457",
-        "required": ["type", "title", "status", "code", "detail", "request_id"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "code": {"type": "string"},
-            "detail": {"type": "string"},
-            "request_id": {"type": "string"},
-            "command_id": {"type": "string", "format": "uuid"},
-            "errors": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["pointer", "code", "detail"],
-                    "properties": {
-                        "pointer": {"type": "string", "description": "RFC 6901"},
-                        "code": {"type": "string"},
-                        "detail": {"type": "string"},
-                    },
-                },
-            },
-        },
-    },
-}
+        "required": ["items", "next_cursor"],
+        "properties": {"items": items, "next_cursor": cursor},
+    }

@@ -38,11 +38,16 @@ class Condition:
     holds: Callable[[Any], bool]
 
 
+SCAN_ROWS_MAX = 10_000
+"""Of a list, looked through for one page where no index finds the rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of a list: rows where every column equals its value, after the cursor's row, in `order`.
 
-    `order` names the columns sorted by, ending with `id`.
+    `order` names the columns sorted by, ending with `id`. An index finds the rows by `equal`; what they must be
+    besides, `matching` and `where`, is looked for among the first `scan` of them.
     """
 
     spec: TableSpec
@@ -50,8 +55,26 @@ class Page:
     limit: int
     descending: bool = True
     equal: Mapping[str, Any] = field(default_factory=dict)
+    matching: Mapping[str, Any] = field(default_factory=dict)
     where: tuple[Condition, ...] = ()
     after: tuple[Any, ...] | None = None
+    scan: int = SCAN_ROWS_MAX
+
+    @property
+    def scans(self) -> bool:
+        return bool(self.matching or self.where)
+
+    def place(self, row: Any) -> tuple[Any, ...]:
+        """Where a row stands in the order: what `after` is."""
+        return tuple(getattr(row, name) for name in self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rows of a page. `scanned_to`: where its search ended before the list did and before the page was full."""
+
+    rows: Sequence[Any]
+    scanned_to: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +112,7 @@ class Reads(Protocol):
     async def one(self, tenant_id: str, spec: TableSpec, id: str) -> Any | None:
         """The row with this id."""
 
-    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+    async def page(self, tenant_id: str, page: Page) -> Found:
         """Up to `page.limit` rows."""
 
     def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:

@@ -11,7 +11,7 @@ import orjson
 from asyncpg.pool import PoolConnectionProxy
 
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
-from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
 from infra.db import Part, TableSpec, session
 from projections.access import API_KEYS, ApiKey
 from schemas.decider import Recorded
@@ -87,11 +87,16 @@ class Postgres:
             record = await connection.fetchrow(sql, id)
         return None if record is None else _row(spec, record)
 
-    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+    async def page(self, tenant_id: str, page: Page) -> Found:
         sql, values = page_sql(tenant_id, page)
+        scanned_to = None
         async with self._tenant(tenant_id) as connection:
             records = await connection.fetch(sql, *values)
-        return [_row(page.spec, record) for record in records]
+            if page.scans and len(records) < page.limit:
+                sql, values = scanned_to_sql(tenant_id, page)
+                ends = await connection.fetch(sql, *values)
+                scanned_to = _place(page, ends[0]) if len(ends) == 2 else None
+        return Found([_row(page.spec, record) for record in records], scanned_to)
 
     async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
         """A part at a time, each a transaction of its own: events never change, and who folds them takes its time."""
@@ -160,13 +165,13 @@ class Postgres:
 
     @asynccontextmanager
     async def _tenant(self, tenant_id: str) -> AsyncIterator[PoolConnectionProxy]:
-        """A read-only transaction that sees one tenant's rows.
+        """A read-only transaction that sees one tenant's rows, all as of one moment.
 
         Begun in one round trip: the tenant goes as hexadecimal, since a script takes no parameters.
         """
         async with self._acquired(self._reads) as connection:
             await connection.execute(
-                "begin read only; select set_config('app.tenant_id', "
+                "begin isolation level repeatable read read only; select set_config('app.tenant_id', "
                 f"convert_from('\\x{tenant_id.encode().hex()}'::bytea, 'UTF8'), true)"
             )
             try:
@@ -242,26 +247,55 @@ def _row(spec: TableSpec, record: asyncpg.Record) -> Any:
 
 
 def page_sql(tenant_id: str, page: Page) -> tuple[str, list[Any]]:
-    """The query of one page and its parameters; the tenant is also a condition, for the index's sake."""
-    values: list[Any] = [tenant_id]
-    conditions = ["tenant_id = $1"]
-    for name, value in page.equal.items():
-        values.append(value)
-        conditions.append(f'"{name}" = ${len(values)}')
-    conditions.extend(condition.sql for condition in page.where)
-    order = ", ".join(f'"{name}"' for name in page.order)
+    """The query of one page and its parameters."""
+    values: list[Any] = []
+    listed, order = _listed_sql(tenant_id, page, values)
+    columns = _columns(page.spec)
+    if page.scans:
+        listed += f" limit {_parameter(values, page.scan)}"
+        wanted = _equal(page.matching, values) + [condition.sql for condition in page.where]
+        sql = f"select {columns} from (select {columns} {listed}) as scanned where {' and '.join(wanted)} {order}"
+    else:
+        sql = f"select {columns} {listed}"
+    return f"{sql} limit {_parameter(values, page.limit)}", values
+
+
+def scanned_to_sql(tenant_id: str, page: Page) -> tuple[str, list[Any]]:
+    """The query of where the scan for a page ended: the places of its last row and of the row behind that."""
+    values: list[Any] = []
+    listed, _ = _listed_sql(tenant_id, page, values)
+    return f"select {_names(page)} {listed} offset {_parameter(values, page.scan - 1)} limit 2", values
+
+
+def _listed_sql(tenant_id: str, page: Page, values: list[Any]) -> tuple[str, str]:
+    """The rows of a list behind its cursor, and its order. The tenant is also a condition, for the index's sake."""
+    conditions = _equal({"tenant_id": tenant_id, **page.equal}, values)
+    names = _names(page)
     if page.after is not None:
-        places = ", ".join(f"${len(values) + 1 + place}" for place in range(len(page.order)))
-        conditions.append(f"({order}) {'<' if page.descending else '>'} ({places})")
-        values.extend(page.after)
-    values.append(page.limit)
+        places = ", ".join(_parameter(values, value) for value in page.after)
+        conditions.append(f"({names}) {'<' if page.descending else '>'} ({places})")
     direction = " desc" if page.descending else ""
-    sorting = ", ".join(f'"{name}"{direction}' for name in page.order)
-    return (
-        f"select {_columns(page.spec)} from {page.spec.name} where {' and '.join(conditions)} "
-        f"order by {sorting} limit ${len(values)}",
-        values,
-    )
+    order = "order by " + ", ".join(f'"{name}"{direction}' for name in page.order)
+    return f"from {page.spec.name} where {' and '.join(conditions)} {order}", order
+
+
+def _names(page: Page) -> str:
+    return ", ".join(f'"{name}"' for name in page.order)
+
+
+def _equal(columns: Mapping[str, Any], values: list[Any]) -> list[str]:
+    return [f'"{name}" = {_parameter(values, value)}' for name, value in columns.items()]
+
+
+def _parameter(values: list[Any], value: Any) -> str:
+    values.append(value)
+    return f"${len(values)}"
+
+
+def _place(page: Page, record: asyncpg.Record) -> tuple[Any, ...]:
+    loads = {column.name: column.load for column in page.spec.columns}
+    pairs = zip(page.order, record, strict=True)
+    return tuple(value if (load := loads[name]) is None else load(value) for name, value in pairs)
 
 
 _INSERT_AUDIT_SQL = (

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import orjson
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
+from schemas.examples import Example
 from schemas.messages import JsonObject
+from schemas.problems import FieldError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+
+
+class ProblemBody(TypedDict):
+    """RFC 9457. Some codes bring members of their own, such as `existing_id`."""
+
+    type: Annotated[str, Example("about:blank")]
+    title: Annotated[str, Example("Not Found")]
+    status: Annotated[int, Example(404)]
+    code: Annotated[str, Example("not_found")]
+    detail: Annotated[str, Example("no such run")]
+    request_id: Annotated[str, Example("b1f6a0f2")]
+    command_id: NotRequired[Annotated[str, Example("6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e")]]
+    errors: NotRequired[Annotated[list[FieldError], Example([])]]
 
 
 class Problem(Exception):
@@ -24,7 +40,7 @@ class Problem(Exception):
         code: str,
         detail: str,
         *,
-        errors: Sequence[JsonObject] = (),
+        errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
         command_id: str | None = None,
         extra: Mapping[str, Any] | None = None,
@@ -39,7 +55,7 @@ class Problem(Exception):
         self.extra = dict(extra or {})
 
     def body(self, request_id: str) -> JsonObject:
-        body: JsonObject = {
+        body: ProblemBody = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
@@ -51,7 +67,7 @@ class Problem(Exception):
             body["command_id"] = self.command_id
         if self.errors:
             body["errors"] = list(self.errors)
-        return self.extra | body
+        return {**self.extra, **body}
 
     def response(self, request_id: str) -> Response:
         return Response(orjson.dumps(self.body(request_id)), self.status, headers=self.headers, media_type=MEDIA_TYPE)
@@ -76,7 +92,7 @@ def not_found(what: str = "resource") -> Problem:
 
 
 def invalid_field(pointer: str, code: str, detail: str) -> Problem:
-    error = {"pointer": pointer, "code": code, "detail": detail}
+    error: FieldError = {"pointer": pointer, "code": code, "detail": detail}
     return Problem(422, "invalid_request", f"{pointer}: {detail}", errors=(error,))
 
 

@@ -1,145 +1,129 @@
-"""Kinds of routes: what one line of a route table means, from credential to response."""
+"""Kinds of routes: what one line of a route table means, from credential to response.
+
+A write is one line: `Post("/human/tasks/{task_id}/complete", CompleteTask, "gateway:human:write", HUMAN_TASK)`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-import pydantic
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.http.access_rules import authenticated
-from gateway.http.call import Call, call_of, parse_json, read_body
-from gateway.http.commands import (
-    Sending,
-    accepted,
-    command_id_of,
-    fingerprint,
-    json_response,
-    preference,
-    result_of,
-)
-from gateway.http.identity import PUBLIC_TENANT, Caller, body_tenant
+from gateway.http.call import Call, call_of
+from gateway.http.commands import accepted, command_id_of, json_response, preference, result_of
+from gateway.http.identity import PUBLIC_TENANT, Caller
 from gateway.http.lists import ListOf, page_of, shown_page
 from gateway.http.ports import DatabaseUnavailable
-from gateway.http.problems import Problem, not_found, problem_of, unavailable
+from gateway.http.problems import Problem, unavailable
+from gateway.http.request_body import Body, CommandBody, ModelBody, Words
 from gateway.http.state import Gateway, new_id
-from infra.db import TableSpec
-from outbox.tombstones import TOMBSTONES, Tombstone, expired
-from schemas.messages import UUID_PATTERN, Command, ForeignId, JsonObject
-from schemas.registry import problems as validation_problems
+from gateway.http.validated import ValidatedRequest, existing, last, path_id, path_ids, validated, within_object
+from projections.views import View
+from schemas.messages import Command
 
 PUBLIC = "public"
 PUBLIC_PATHS = frozenset({"/ready", "/gateway/services/health"})
 _PERMISSION = re.compile(r"^gateway:[a-z][a-z-]*:(read|write)$")
+_PATH_NAME = re.compile(r"\{(\w+)\}")
+
+C = TypeVar("C", bound=Command)
+B = TypeVar("B")
+
+
+def path_names(path: str) -> tuple[str, ...]:
+    return tuple(_PATH_NAME.findall(path))
+
+
+def _parent_field(command: type[Command], named: View[Any] | None) -> str | None:
+    """The command's field that the row of the object in the path can give: the aggregate of a row inside one."""
+    if named is None or named.spec.parent == "id":
+        return None
+    return named.spec.parent if named.spec.parent in command.model_fields else None
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a request's path names: `id`, and `parent`, the aggregate it belongs to (itself if none is asked)."""
+class Write(Generic[C]):
+    """One command: its fields less what the path's ids and `fixed` say are the body. See CommandBody.
 
-    id: str = ""
-    parent: str = ""
-
-
-class Body(BaseModel):
-    """A request body: field names as the API has them. `tenant_id` is checked against the caller and dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-    tenant_id: ForeignId | None = None
-
-    names: ClassVar[Mapping[str, str]] = {}
-    """Fields that name an object by our id, and its table: whose tenant holds if no tenant is named."""
-    any_tenant: ClassVar[bool] = False
-    """With no tenant named it is a call for all of them (only possible with authentication off)."""
-
-
-class CommandBody(Body):
-    """A body that is a command in the API's words."""
-
-    def command(self, target: Target) -> Command:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """What the id in a path names. `kind`: its row must be of it. `with_parent`: its aggregate is needed too."""
-
-    spec: TableSpec
-    what: str
-    kind: str | None = None
-    with_parent: bool = False
-
-    def matches(self, row: Any) -> bool:
-        return self.kind is None or row.kind == self.kind
-
-
-B = TypeVar("B", bound=Body)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(Generic[B]):
-    """A request that passed every check up to its command."""
-
-    request: Request
-    call: Call
-    caller: Caller
-    body: B
-    raw: bytes
-    target: Target
-
-    def sending(self, command: Command, command_id: str) -> Sending:
-        return Sending(command, command_id, self.caller.tenant, self.caller.actor, fingerprint(self.call, self.raw))
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One command: `Post("/human/tasks/{id}/claim", ClaimTask, "gateway:human:write", "HumanTask")`."""
+    `view`: what is shown, and what the last id of the path names, unless `named` is something else.
+    `operation`: the operation's id, where the derived one would not do.
+    """
 
     method: str
     path: str
-    body: type[CommandBody]
+    command: type[C]
     permission: str
-    shows: str
+    view: View[Any]
     status: int = 200
-    object: Object | None = None
-    after: Callable[[Gateway, Target], None] | None = None
+    named: View[Any] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    words: Words = field(default_factory=dict)
+    owners: Mapping[str, View[Any]] = field(default_factory=dict)
+    operation: str = ""
+    after: Callable[[Gateway, C], None] | None = None
     """Told of a success, before the response."""
+    takes: CommandBody[C] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = path_names(self.path)
+        object.__setattr__(self, "named", (self.named or self.view) if names else None)
+        parent = _parent_field(self.command, self.named)
+        takes = CommandBody(self.command, names, self.fixed, self.words, owners=self.owners, parent=parent)
+        object.__setattr__(self, "takes", takes)
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
-        asked = await received(gateway, request, call, caller, self.body, self.object)
-        command_id = command_id_of(request, asked.caller.tenant, new_id())
-        it = asked.sending(asked.body.command(asked.target), command_id)
+        valid: ValidatedRequest[C] = await validated(gateway, request, call, caller, self.takes, self.named)
+        command_id = command_id_of(request, valid.caller.tenant, new_id())
         wait = preference(request, gateway.settings.outcome_wait_seconds)
-        result = await result_of(gateway, call, it, wait.seconds)
+        result = await result_of(gateway, call, valid.outgoing(valid.body, command_id), wait.seconds)
         if result is None:
             return accepted(command_id, wait.applied)
         if self.after is not None:
-            self.after(gateway, asked.target)
+            self.after(gateway, valid.body)
         return json_response(result, self.status, wait.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Action(Generic[B]):
-    """A write that is more than one command: `run` makes the response."""
+    """A write that is more than one command: `run` makes the response. `shows`: a view, or a shape of its own."""
 
     method: str
     path: str
     body: type[B]
     permission: str
-    shows: str
-    run: Callable[[Gateway, Asked[B]], Awaitable[Response]]
+    shows: View[Any] | type[Any]
+    run: Callable[[Gateway, ValidatedRequest[B]], Awaitable[Response]]
     status: int = 200
-    object: Object | None = None
+    named: View[Any] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    words: Words = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    operation: str = ""
+    takes: CommandBody[Any] | ModelBody[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = path_names(self.path)
+        if names and self.named is None:
+            object.__setattr__(self, "named", self.shows)
+        object.__setattr__(self, "takes", self._takes(names))
+
+    def _takes(self, names: tuple[str, ...]) -> CommandBody[Any] | ModelBody[Any]:
+        if issubclass(self.body, Body):
+            return ModelBody(self.body)
+        if not issubclass(self.body, Command):
+            raise TypeError(f"{self.body.__name__} is neither a command nor a body")
+        parent = _parent_field(self.body, self.named)
+        return CommandBody(self.body, names, self.fixed, self.words, self.defaults, parent=parent)
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
-        return await self.run(gateway, await received(gateway, request, call, caller, self.body, self.object))
+        return await self.run(gateway, await validated(gateway, request, call, caller, self.takes, self.named))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,50 +131,63 @@ class Read:
     """One row by its id."""
 
     path: str
-    object: Object
+    view: View[Any]
     permission: str
-    shows: str
-    show: Callable[[Any], JsonObject]
+    operation: str = ""
     method: str = "GET"
     status: int = 200
 
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
-        id = path_id(request, self.object.what)
-        caller = await within_object(gateway, call, caller, self.object, id)
-        row = await gateway.reads.one(caller.tenant, self.object.spec, id)
-        if row is None or not self.object.matches(row):
-            raise await absent(gateway, caller.tenant, self.object, id)
-        return json_response(self.show(row))
+        id = path_id(request, self.view.what)
+        caller = await within_object(gateway, call, caller, self.view, id)
+        return json_response(self.view.of(await existing(gateway, caller, self.view, id)))
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Rows by page. `prepare` is awaited before they are read."""
+    """Rows by page. `prepare` is awaited before they are read.
+
+    Below an object, `/sessions/{session_id}/messages`, the path's ids are filters; `named`: what the last one is
+    one of. Raises TypeError for an id by which no index finds the rows.
+    """
 
     path: str
     rows: ListOf
     permission: str
-    shows: str
+    named: View[Any] | None = None
     prepare: Callable[[Gateway], Awaitable[None]] | None = None
+    operation: str = ""
     method: str = "GET"
     status: int = 200
 
+    def __post_init__(self) -> None:
+        names = path_names(self.path)
+        if wrong := [name for name in names if name not in self.rows.filters]:
+            raise TypeError(f"{self.path}: {', '.join(wrong)} is no filter by an index")
+        if bool(names) != (self.named is not None):
+            raise TypeError(f"{self.path}: a path with an id, and only such a one, says what that names")
+
     async def __call__(self, gateway: Gateway, request: Request, call: Call, caller: Caller) -> Response:
-        page = page_of(self.rows, request)
+        ids: Mapping[str, str] = {}
+        if self.named is not None:
+            ids = path_ids(request, self.named.what)
+            caller = await within_object(gateway, call, caller, self.named, last(ids))
+            await existing(gateway, caller, self.named, last(ids))
+        page = page_of(self.rows, request, ids)
         if self.prepare is not None:
             await self.prepare(gateway)
-        rows = await gateway.reads.page(caller.tenant, page)
-        return json_response(shown_page(self.rows, page, rows))
+        return json_response(shown_page(self.rows, page, await gateway.reads.page(caller.tenant, page)))
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A read of its own kind."""
+class Query:
+    """A read of its own kind, answered in a shape of its own."""
 
     path: str
     run: Callable[[Gateway, Request, Call, Caller], Awaitable[Response]]
     permission: str
-    shows: str
+    shows: type[Any]
+    operation: str = ""
     method: str = "GET"
     status: int = 200
 
@@ -201,82 +198,7 @@ class Ask:
 Post = partial(Write, "POST")
 Patch = partial(Write, "PATCH")
 Delete = partial(Write, "DELETE")
-Route = Write | Action[Any] | Read | Listing | Ask
-
-
-async def received(
-    gateway: Gateway, request: Request, call: Call, caller: Caller, body: type[B], object: Object | None
-) -> Asked[B]:
-    """Read and check the body, and find what the path names. A foreign tenant is refused before validation."""
-    raw = await read_body(request, gateway.settings.body_bytes_max)
-    value = parse_json(raw)
-    caller = body_tenant(value, caller)
-    call.tenant_id = caller.tenant_id or call.tenant_id
-    try:
-        valid = body.model_validate(value)
-    except pydantic.ValidationError as error:
-        errors = validation_problems(error)
-        first = errors[0]
-        detail = f"{first['pointer'] or '/'}: {first['detail']}"
-        raise Problem(422, "invalid_request", detail, errors=errors) from None
-    target = Target()
-    if object is not None:
-        id = path_id(request, object.what)
-        caller = await within_object(gateway, call, caller, object, id)
-        target = await _target(gateway, caller, object, id)
-    elif caller.tenant_id is None and not body.any_tenant:
-        caller = await _within_named(gateway, call, caller, valid)
-    return Asked(request, call, caller, valid, raw, target)
-
-
-def path_id(request: Request, what: str) -> str:
-    """The id in the path, lower-case. What is not a uuid names nothing: Problem 404."""
-    (text,) = request.path_params.values()
-    id = str(text).lower()
-    if not UUID_PATTERN.match(id):
-        raise not_found(what)
-    return id
-
-
-async def within_object(gateway: Gateway, call: Call, caller: Caller, object: Object, id: str) -> Caller:
-    """The caller within the tenant of the object named, if none was named and authentication is off."""
-    if caller.tenant_id is not None:
-        return caller
-    reads = gateway.reads
-    tenant_id = await reads.tenant_of(object.spec.name, id) or await reads.tenant_of(TOMBSTONES.name, id)
-    if tenant_id is None:
-        raise not_found(object.what)
-    call.tenant_id = tenant_id
-    return caller.within(tenant_id)
-
-
-async def absent(gateway: Gateway, tenant_id: str, object: Object, id: str) -> Problem:
-    """Why this tenant has no such object: retention has removed it (410), or it never was (404)."""
-    gone: Tombstone | None = await gateway.reads.one(tenant_id, TOMBSTONES, id)
-    if gone is None or gone.kind != object.spec.name:
-        return not_found(object.what)
-    return problem_of(expired(gone).problem())
-
-
-async def _target(gateway: Gateway, caller: Caller, object: Object, id: str) -> Target:
-    if not object.with_parent:
-        return Target(id, id)
-    row = await gateway.reads.one(caller.tenant, object.spec, id)
-    if row is None or not object.matches(row):
-        raise not_found(object.what)
-    return Target(id, getattr(row, object.spec.parent))
-
-
-async def _within_named(gateway: Gateway, call: Call, caller: Caller, body: Body) -> Caller:
-    for name, table in body.names.items():
-        id = getattr(body, name)
-        if id is not None:
-            tenant_id = await gateway.reads.tenant_of(table, id)
-            if tenant_id is not None:
-                call.tenant_id = tenant_id
-                return caller.within(tenant_id)
-    call.tenant_id = caller.home
-    return caller.within(caller.home)
+Route = Write[Any] | Action[Any] | Read | Listing | Query
 
 
 def check_permissions(routes: Iterable[Route]) -> None:

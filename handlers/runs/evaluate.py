@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 
 from schemas.messages import JsonObject
+from schemas.problems import FieldError
 from schemas.runtime import VALUE_BYTES_MAX
 from schemas.workflow.expressions import EvaluationError
 from schemas.workflow.graph import Node
@@ -99,7 +100,7 @@ def _checked_inputs(config: Start, inputs: JsonObject) -> JsonObject:
     return checked
 
 
-def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[JsonObject]:
+def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[FieldError]:
     """What is wrong with the inputs of a run before it starts, by JSON pointer.
 
     They are kept with the run, and each of its start nodes hands them on with its defaults.
@@ -113,7 +114,7 @@ def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[JsonObje
     return found
 
 
-def _problems(specs: dict[str, InputSpec], inputs: JsonObject) -> Iterator[JsonObject]:
+def _problems(specs: dict[str, InputSpec], inputs: JsonObject) -> Iterator[FieldError]:
     for name, spec in specs.items():
         pointer = "/inputs/" + name.replace("~", "~0").replace("/", "~1")
         if inputs.get(name) is None:

@@ -12,7 +12,7 @@ from handlers.runs.singles import PLATFORM_VERSION_ID, single_program
 from projections.catalog import Version
 from schemas.decider import Missing, Preparation
 from schemas.messages import Rejected
-from schemas.problems import Problem
+from schemas.problems import FieldError, Problem
 from schemas.workflow.dsl import parse
 from schemas.workflow.graph import Program
 from schemas.workflow.node_types import NodeConfig
@@ -103,5 +103,7 @@ class Programs:
 
 
 def _invalid(compiled: Compiled) -> Rejected:
-    errors = tuple({"pointer": "/dsl_json" + p.pointer, "code": p.code, "detail": p.detail} for p in compiled.problems)
+    errors: tuple[FieldError, ...] = tuple(
+        {"pointer": "/dsl_json" + p.pointer, "code": p.code, "detail": p.detail} for p in compiled.problems
+    )
     return Rejected("version_invalid", "the workflow version has errors", status=422, errors=errors)

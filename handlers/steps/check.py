@@ -11,7 +11,7 @@ import orjson
 from handlers.runs.singles import Check
 from handlers.steps.port import StepCall, StepFailed, StepResult
 from projections.catalog import Version
-from schemas.messages import JsonObject
+from schemas.problems import SpecProblem
 from schemas.workflow import dsl
 
 PROBLEMS_BYTES_MAX = 48 * 1024
@@ -37,9 +37,9 @@ class Checker:
         return StepResult({"problems": await asyncio.to_thread(problems_of, version.spec, self._check_code)})
 
 
-def problems_of(spec: Any, check_code: CheckCode | None = None) -> list[JsonObject]:
+def problems_of(spec: Any, check_code: CheckCode | None = None) -> list[SpecProblem]:
     """What is wrong with a workflow's definition; pointers are those of the API."""
-    found = [
+    found: list[SpecProblem] = [
         {
             "pointer": "/dsl_json" + problem.pointer,
             "code": problem.code,
@@ -51,15 +51,14 @@ def problems_of(spec: Any, check_code: CheckCode | None = None) -> list[JsonObje
     return _bounded(found)
 
 
-def _bounded(found: list[JsonObject]) -> list[JsonObject]:
-    kept: list[JsonObject] = []
+def _bounded(found: list[SpecProblem]) -> list[SpecProblem]:
+    kept: list[SpecProblem] = []
     size = 0
     for problem in sorted(found, key=lambda each: each["severity"] != "error"):
         size += len(orjson.dumps(problem)) + 1
         if size > PROBLEMS_BYTES_MAX:
             detail = f"there are {len(found) - len(kept)} more problems"
-            severity = "error" if problem["severity"] == "error" else "warning"
-            kept.append({"pointer": "", "code": "too_many_problems", "detail": detail, "severity": severity})
+            kept.append({**problem, "pointer": "", "code": "too_many_problems", "detail": detail})
             break
         kept.append(problem)
     return kept if len(kept) < len(found) else found

@@ -25,6 +25,8 @@ CREATE INDEX definition_newest ON definition (tenant_id, kind, created_at, id);
 CREATE INDEX definition_version_newest ON definition_version (tenant_id, kind, created_at, id);
 CREATE INDEX definition_version_of ON definition_version (definition_id);
 CREATE INDEX run_newest ON run (tenant_id, created_at, id);
+CREATE INDEX run_of_workflow ON run (tenant_id, workflow_id, created_at, id);
+CREATE INDEX run_of_session ON run (tenant_id, session_id, created_at, id) WHERE session_id IS NOT NULL;
 CREATE INDEX run_ended ON run (kind, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX node_run_of ON node_run (run_id);
 CREATE INDEX node_run_ready ON node_run (kind, tenant_id, created_at) WHERE listed = 1;

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from schemas.decider import Decision, Domain, Meta, Recorded
-from schemas.messages import Command, Event, JsonObject, Rejected
+from schemas.messages import Command, Event, Rejected
 from tests.gateway.world import Tables
 
 AGGREGATE = "00000000-0000-4000-8000-000000000001"
@@ -59,11 +59,11 @@ class Given:
 @dataclass
 class When:
     run: Callable[[], list[Decision]]
-    answer: Callable[[], JsonObject]
+    answer: Callable[[], Mapping[str, Any]]
     given: Given
     command: Command
 
-    def then(self, *events: Event) -> JsonObject:
+    def then(self, *events: Event) -> Mapping[str, Any]:
         """Exactly these events follow. Gives what the sender is answered."""
         assert self.run() == list(events)
         return self.answer()

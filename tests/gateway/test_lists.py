@@ -122,6 +122,7 @@ async def test_an_unknown_filter_is_refused_not_ignored(http: httpx.AsyncClient)
         ("/gateway/runtime/node-runs", "run_id", "run-1"),
         ("/gateway/workflows/versions", "version", "one"),
         ("/gateway/audits", "status_code", "-1"),
+        ("/gateway/runtime/runs", "status", "asleep"),
         (APPS, "code", "a\x00"),
         (APPS, "code", ""),
     ],

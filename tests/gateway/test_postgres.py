@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields, replace
+from itertools import product, takewhile
 from typing import Any
 
 import asyncpg
@@ -12,12 +13,13 @@ import orjson
 import pytest
 
 from gateway.audit_table import AUDITS
-from gateway.http.ports import AuditRecord, DatabaseUnavailable, Page
+from gateway.http.ports import AuditRecord, Condition, DatabaseUnavailable, Found, Page
 from gateway.http.postgres import Postgres, page_sql
 from gateway.http.routing import Listing
 from gateway.platform import AUDIT_LIST
 from gateway.routes import ROUTES
 from gateway.runtime import NODE_RUN_LIST
+from gateway.time_travel import of_page
 from infra.database import migrate as database
 from infra.db import TableSpec, database_of, role_of, session
 from infra.local.embedded import EmbeddedStack
@@ -178,9 +180,8 @@ async def test_an_outcome_is_its_tenants(db: Database) -> None:
     id = fresh()
     columns = [column.name for column in OUTCOME.columns]
     body = orjson.dumps({"id": "x"})
-    await db.admin.execute(
-        f"insert into command_outcome ({', '.join(columns)}) values ($1, 't1', 'a.b', '', 'succeeded', $2, 1)", id, body
-    )
+    values = "$1, 't1', 'a.b', '', 'succeeded', $2, 1, 0, false"
+    await db.admin.execute(f"insert into command_outcome ({', '.join(columns)}) values ({values})", id, body)
     found = await db.reads.outcome("t1", id)
     assert found is not None
     assert (found.status, found.body) == ("succeeded", {"id": "x"})
@@ -198,7 +199,7 @@ async def test_pages_follow_each_other_also_within_one_instant(db: Database) -> 
     after: tuple[Any, ...] | None = None
     while True:
         page = Page(DEFINITIONS, ("created_at", "id"), 4, equal={"kind": "app"}, after=after)
-        rows = await db.reads.page("t1", page)
+        rows = (await db.reads.page("t1", page)).rows
         if not rows:
             break
         found.extend(rows)
@@ -218,7 +219,7 @@ async def test_a_held_node_run_is_found_as_running_in_sql_as_in_python(db: Datab
     await db.put(NODE_RUNS, *nodes)
     for status, condition in NODE_RUN_LIST.special["status"].items():
         page = Page(NODE_RUNS, NODE_RUN_LIST.order, 10, descending=False, where=(condition,))
-        found = {row.id for row in await db.reads.page("t1", page)}
+        found = {row.id for row in (await db.reads.page("t1", page)).rows}
         assert found == {each.id for each in nodes if condition.holds(each)}, status
 
 
@@ -228,13 +229,14 @@ async def test_every_list_is_a_query_that_postgres_takes(db: Database) -> None:
     for route in listings:
         rows = route.rows
         values = {"uuid": fresh(), "int2": 1, "int4": 1}
-        equal = {column.name: values.get(column.pg_type, "x") for column in map(rows.column, rows.filters)}
+        equal = {column.name: values.get(column.pg_type, "x") for column in map(rows.column, rows.all_filters)}
         by_type = {"float8": 1.0, "uuid": fresh(), "int4": 1}
         types = {column.name: column.pg_type for column in rows.spec.columns}
         after = tuple(by_type[types[name]] for name in rows.order)
         where = (*rows.where, *(each for special in rows.special.values() for each in special.values()))
-        page = Page(rows.spec, rows.order, 5, rows.descending, {**rows.equal, **equal}, where, after)
-        assert await db.reads.page("t1", page) == []
+        for indexed, matching in (({**rows.equal, **equal}, {}), (rows.equal, equal)):
+            page = Page(rows.spec, rows.order, 5, rows.descending, indexed, matching, where, after)
+            assert await db.reads.page("t1", page) == Found([])
 
 
 async def test_waiting_node_runs_of_manual_runs_are_candidates_oldest_first(db: Database) -> None:
@@ -283,7 +285,7 @@ async def test_every_audit_record_of_a_batch_is_stored_under_its_tenant(db: Data
     for tenant in ("t0", "t1", "t2"):
         page = Page(AUDITS, AUDIT_LIST.order, 100)
         expected = [record for record in reversed(records) if record.tenant_id == tenant]
-        assert await db.reads.page(tenant, page) == expected
+        assert (await db.reads.page(tenant, page)).rows == expected
     assert await db.admin.fetchval("select count(*) from gateway_request_audit") == 31
 
 
@@ -321,19 +323,87 @@ async def test_a_connection_that_was_cut_is_replaced(db: Database) -> None:
     assert found == stored
 
 
+async def indexes(db: Database, table: str) -> list[tuple[str, ...]]:
+    """The columns of each index of a table; one with a condition counts if giving its column a value implies that."""
+    records = await db.admin.fetch(
+        """select pg_get_expr(i.indpred, i.indrelid) as condition,
+             array(select a.attname::text from unnest(i.indkey) with ordinality k(number, place)
+               join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number order by k.place) as columns
+           from pg_index i where i.indrelid = $1::text::regclass""",
+        table,
+    )
+    return [
+        tuple(record["columns"])
+        for record in records
+        if record["condition"] in (None, *(f"({column} IS NOT NULL)" for column in record["columns"]))
+    ]
+
+
+FEW = {"node_run.run_id", "definition_version.definition_id", "gateway_request_audit.request_id"}
+"""What so few rows have in common that they may be sorted."""
+
+
+def leads(columns: tuple[str, ...], given: set[str], column: str, order: tuple[str, ...]) -> bool:
+    """Whether an index holds the rows of a list that have a value in `column`, in the list's order."""
+    leading = tuple(takewhile(lambda each: each in given, columns))
+    return column in leading and columns == (*leading, *order)
+
+
+async def test_every_list_and_each_of_its_filters_has_an_index(db: Database) -> None:
+    for rows in (route.rows for route in ROUTES if isinstance(route, Listing)):
+        known = await indexes(db, rows.spec.name)
+        fixed = {"tenant_id", *rows.equal}
+        if rows.needs is None:
+            assert any(leads(columns, fixed, "tenant_id", rows.order) for columns in known), rows.spec.name
+        for name in rows.filters:
+            column = rows.column(name).name
+            place = f"{rows.spec.name}.{column}"
+            in_order = any(leads(columns, {*fixed, column}, column, rows.order) for columns in known)
+            first = {next((each for each in columns if each not in fixed), "") for columns in known}
+            assert in_order or (place in FEW and column in first), f"{place} has no index"
+        assert rows.needs in (None, *rows.filters)
+
+
+async def test_what_no_index_finds_is_looked_for_in_parts_that_neither_repeat_nor_skip(db: Database) -> None:
+    """In Postgres as in memory, whatever the parts' size and wherever the rows looked for stand."""
+    runs = [run(mode="manual" if i in (3, 4, 11) else "auto", created_at=float(i // 2 + 1)) for i in range(12)]
+    await db.put(RUNS, *runs, run("t2"))
+    wanted = [each.id for each in sorted(runs, key=lambda r: (r.created_at, r.id), reverse=True) if each.mode != "auto"]
+    conditions: tuple[tuple[dict[str, Any], tuple[Condition, ...]], ...]
+    conditions = ({"mode": "manual"}, ()), ({}, (Condition("mode = 'manual'", lambda row: row.mode == "manual"),))
+    for scan, (matching, where) in product((1, 2, 3, 5, 11, 12, 13), conditions):
+        found: list[str] = []
+        page = Page(RUNS, ("created_at", "id"), 2, matching=matching, where=where, scan=scan)
+        for _ in range(2 * len(runs)):
+            part = await db.reads.page("t1", page)
+            assert part == of_page(runs, page)
+            found.extend(row.id for row in part.rows)
+            after = page.place(part.rows[-1]) if len(part.rows) == page.limit else part.scanned_to
+            if after is None:
+                break
+            page = replace(page, after=after)
+        assert found == wanted, scan
+
+
 async def test_lists_of_runs_use_their_index(db: Database) -> None:
     """The plan, not the time: newest rows of one tenant without a sort, whatever else the table holds."""
     await db.admin.execute(
-        """insert into run (id, tenant_id, seq, status, mode, workflow_id, workflow_version_id, allowance, active,
+        """insert into run (id, tenant_id, seq, kind, status, mode, workflow_id, workflow_version_id, allowance, active,
              pending, compensation_failed, compensates, compensations, correlation_id, traceparent, actor, created_at)
-           select gen_random_uuid(), 't' || i % 50, 1, 'completed', 'auto', gen_random_uuid(), gen_random_uuid(),
-             0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
+           select gen_random_uuid(), 't' || i % 50, 1, 'graph', 'completed', 'auto', gen_random_uuid(),
+             gen_random_uuid(), 0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
     )
     await db.admin.execute("analyze run")
-    sql, values = page_sql("t1", Page(RUNS, ("created_at", "id"), 51))
-    async with db.admin.transaction():
-        await db.admin.execute(f"set local role {role_of('gateway', database_of(db.url))}")
-        await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
-        plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
-    assert "Index Scan Backward using run_newest" in plan
-    assert "Sort" not in plan
+    newest = Page(RUNS, ("created_at", "id"), 51)
+    for page, index in (
+        (newest, "run_newest"),
+        (replace(newest, matching={"status": "failed"}), "run_newest"),
+        (replace(newest, equal={"workflow_id": fresh()}), "run_of_workflow"),
+    ):
+        sql, values = page_sql("t1", page)
+        async with db.admin.transaction():
+            await db.admin.execute(f"set local role {role_of('gateway', database_of(db.url))}")
+            await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
+            plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
+        assert f"Index Scan Backward using {index}" in plan
+        assert "Sort" not in plan

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import get_type_hints
 
 import httpx
 import pytest
 
+from gateway.api_keys import CreatedApiKey
 from gateway.http.app import create_app
-from gateway.http.examples import ANSWERS
+from gateway.http.operations import shape_of
+from gateway.http.ports import Found, Page
 from gateway.http.routing import Listing
 from gateway.http.state import Gateway
 from gateway.routes import ROUTES
@@ -114,7 +117,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems_too(http: httpx.A
 async def test_what_nobody_foresaw_is_a_problem_without_its_insides(
     gateway: Gateway, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(tenant_id: str, page: object) -> list[object]:
+    async def broken(tenant_id: str, page: Page) -> Found:
         raise RuntimeError("secret detail")
 
     world.page = broken  # type: ignore[method-assign]
@@ -208,13 +211,14 @@ async def test_the_examples_show_the_fields_that_answers_have(http: httpx.AsyncC
     workflow = await http.post("/gateway/workflows", json={"code": "w", "name": "W"})
     version = {"workflow_id": workflow.json()["id"], "dsl_json": GREET, "status": "published"}
     await http.post("/gateway/workflows/versions", json=version)
-    await http.post("/gateway/runtime/runs", json={"workflow_id": workflow.json()["id"]})
+    run = await http.post("/gateway/runtime/runs", json={"workflow_id": workflow.json()["id"]})
     made = await http.post("/gateway/api-keys", json={"name": "k"})
-    assert set(made.json()) == set(ANSWERS["ApiKeyMade"])
+    assert set(made.json()) == set(get_type_hints(CreatedApiKey))
     listings = [route for route in ROUTES if isinstance(route, Listing)]
     for route in listings:
-        item = (await http.get(route.path)).json()["items"][0]
-        assert set(item) == set(ANSWERS[route.shows]), route.path
+        params = {"run_id": run.json()["id"]} if route.rows.needs else {}
+        item = (await http.get(route.path, params=params)).json()["items"][0]
+        assert set(item) == set(get_type_hints(shape_of(route))), route.path
 
 
 def test_authentication_off_is_for_loopback_only() -> None:

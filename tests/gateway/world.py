@@ -17,8 +17,9 @@ from gateway.audit import AuditLog
 from gateway.http.app import create_app
 from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
-from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
 from gateway.http.state import Gateway
+from gateway.time_travel import of_page
 from handlers import access, catalog
 from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
@@ -203,23 +204,12 @@ class World:
         row = self.tables.rows.get((spec.row, id))
         return row if row is not None and row.tenant_id == tenant_id else None
 
-    async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
+    async def page(self, tenant_id: str, page: Page) -> Found:
         self._answering()
         kind = page.spec.row
         rows = self.audits if kind is AuditRecord else [r for r in self.tables.rows.values() if type(r) is kind]
 
-        def place(row: Any) -> tuple[Any, ...]:
-            return tuple(getattr(row, name) for name in page.order)
-
-        found = [
-            row
-            for row in rows
-            if row.tenant_id == tenant_id
-            and all(getattr(row, name) == value for name, value in page.equal.items())
-            and all(condition.holds(row) for condition in page.where)
-            and (page.after is None or (place(row) < page.after if page.descending else place(row) > page.after))
-        ]
-        return sorted(found, key=place, reverse=page.descending)[: page.limit]
+        return of_page((row for row in rows if row.tenant_id == tenant_id), page)
 
     async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
         self._answering()

@@ -1,4 +1,4 @@
-"""The golden files: one for each message, one for the envelope."""
+"""The golden files: one for each message, one for the envelope, one for the API's operations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 
+from gateway.http.operations import operation_id
+from gateway.routes import ROUTES
 from schemas import registry
 from schemas.envelope import Envelope
 from schemas.messages import JsonObject, Message
@@ -14,6 +16,7 @@ from tests.golden.canonical import ID, examples, schema_sha256
 
 FOLDER = Path(__file__).parent
 ENVELOPES = FOLDER / "envelope.json"
+OPERATIONS = FOLDER / "operations.txt"
 MESSAGES: dict[str, type[Message]] = {**registry.COMMANDS, **registry.EVENTS}
 
 SENT = {
@@ -58,11 +61,20 @@ def write_all() -> list[Path]:
         kept = known + [each for each in examples(message) if each not in known]
         kind = "command" if name in registry.COMMANDS else "event"
         written += _write(path, {"type": name, "kind": kind, "schema_sha256": schema_sha256(message), "examples": kept})
-    return written + _write(ENVELOPES, headers())
+    names = "".join(f"{line}\n" for line in operations())
+    return written + _write(ENVELOPES, headers()) + _write_text(OPERATIONS, names.encode())
+
+
+def operations() -> list[str]:
+    """The API's operations: their ids, and the path that each stands for."""
+    return sorted(f"{operation_id(route)} {route.method} {route.path}" for route in ROUTES)
 
 
 def _write(path: Path, document: JsonObject) -> list[Path]:
-    text = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return _write_text(path, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _write_text(path: Path, text: bytes) -> list[Path]:
     if path.exists() and path.read_bytes() == text:
         return []
     path.write_bytes(text)
