@@ -20,7 +20,8 @@ def _is_held(node: NodeRun) -> bool:
 RUN_LIST = ListOf(
     RUN,
     ("session_id", "workflow_id"),
-    scanned=("status", "mode", "workflow_version_id", "app_id", "app_version_id"),
+    scanned=("status", "mode", "workflow_version_id", "app_id", "app_version_id", "kind"),
+    unless={"kind": Condition("kind = 'graph'", lambda run: run.kind == "graph")},
 )
 NODE_RUN_LIST = ListOf(
     NODE_RUN,

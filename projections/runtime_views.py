@@ -11,7 +11,7 @@ from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run
 from projections.views import Moment, OneOf, Tenant, Uuid, View
 from schemas.examples import Example
 from schemas.messages import JsonObject
-from schemas.runtime import NodeStatus, RunMode, RunStatus
+from schemas.runtime import NodeStatus, RunKind, RunMode, RunStatus
 
 
 class RunView(TypedDict):
@@ -21,6 +21,7 @@ class RunView(TypedDict):
     tenant_id: Tenant
     status: Annotated[str, OneOf(RunStatus), Example("completed")]
     mode: Annotated[str, OneOf(RunMode), Example("auto")]
+    kind: Annotated[str, OneOf(RunKind), Example("graph")]
     workflow_id: Uuid
     workflow_version_id: Uuid
     app_id: str | None
@@ -44,6 +45,7 @@ def run_view(run: Run) -> RunView:
         "tenant_id": run.tenant_id,
         "status": run.status,
         "mode": run.mode,
+        "kind": run.kind,
         "workflow_id": run.workflow_id,
         "workflow_version_id": run.workflow_version_id,
         "app_id": run.app_id,

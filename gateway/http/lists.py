@@ -33,7 +33,7 @@ class ListOf:
     whose values are looked for among the next SCAN_ROWS_MAX rows of the list. `needs`: the filter without which no
     index gives the list's order. `where` always holds; `special` says what certain values of a filter mean instead
     of equality. `renamed`: the columns of filters that the API calls otherwise. `others`: parameters that are no
-    filters; who serves the list knows what they mean.
+    filters; who serves the list knows what they mean. `unless`: what holds unless that filter is given.
     """
 
     view: View[Any]
@@ -47,6 +47,7 @@ class ListOf:
     renamed: Mapping[str, str] = field(default_factory=dict)
     special: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    unless: Mapping[str, Condition] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(init=False)
     """The values that a filter may have, where the view says so."""
 
@@ -96,6 +97,7 @@ def page_of(listing: ListOf, request: Request, ids: Mapping[str, str]) -> Page:
         elif name != "tenant_id" and name not in listing.others:
             known = ", ".join((*COMMON_PARAMETERS, *filters, *listing.others))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
+    where = (*where, *(condition for name, condition in listing.unless.items() if name not in matching))
     if listing.needs is not None and listing.needs not in matching:
         raise invalid_field(f"/query/{listing.needs}", "missing", "must be given: the list shows what belongs to one")
     found_by = next((name for name in (*ids, *listing.filters) if name in matching), None)

@@ -128,9 +128,14 @@ async def test_a_write_is_a_command_whose_outcome_comes_back(settings: Settings)
         assert (refused.status_code, refused.json()["existing_id"]) == (409, made.json()["id"])
 
         version = {"workflow_id": made.json()["id"], "dsl_json": GREET, "status": "published"}
-        assert (await http.post("/gateway/workflows/versions", json=version)).status_code == 201
+        published = await http.post("/gateway/workflows/versions", json=version, headers={"prefer": "wait=30"})
+        assert (published.status_code, published.json()["status"]) == (201, "published"), published.text
         run = await http.post("/gateway/runtime/runs", json={"workflow_id": made.json()["id"]})
         assert (run.status_code, run.json()["status"]) == (201, "completed")
+        runs = "/gateway/runtime/runs?tenant_id=t1"
+        assert [each["id"] for each in (await http.get(runs)).json()["items"]] == [run.json()["id"]]
+        (check,) = (await http.get(f"{runs}&kind=single")).json()["items"]  # What the platform did for itself.
+        assert (check["status"], check["output_json"]) == ("completed", {"problems": []})
         path = f"/gateway/runtime/runs/{run.json()['id']}"
         assert (await http.get(path)).json()["output_text"] == "Hello"
         for id in (run.json()["id"], str(uuid.uuid4())):
