@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-
 from gateway.http.ports import AuditRecord
-from infra.db import Instant, TableSpec, metadata, table_spec, uuid_column
+from infra.db import index, table
 
-AUDIT_TABLE = sa.Table(
+AUDITS = table(
+    AuditRecord,
     "gateway_request_audit",
-    metadata,
-    uuid_column("id", primary_key=True),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("api_key_id", sa.Text),
-    sa.Column("user_id", sa.Text),
-    sa.Column("method", sa.Text, nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("route", sa.Text, nullable=False),
-    sa.Column("status_code", sa.SmallInteger, nullable=False),
-    sa.Column("duration_ms", sa.Double, nullable=False),
-    sa.Column("request_id", sa.Text, nullable=False),
-    sa.Column("created_at", Instant, nullable=False),
-    sa.Index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
+    index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
 )
-AUDITS: TableSpec = table_spec(AUDIT_TABLE, AuditRecord, mutable=())
-AUDIT_COLUMNS = tuple(column.name for column in AUDIT_TABLE.columns)
+AUDIT_COLUMNS = tuple(column.name for column in AUDITS.columns)
 
 STATS_SQL = f"""
-with chosen as (select * from {AUDIT_TABLE.name} where created_at >= $1),
+with chosen as (select * from {AUDITS.name} where created_at >= $1),
 routes as (
   select route, method, count(*) as requests, count(*) filter (where status_code >= 500) as failed,
          avg(duration_ms) as mean, percentile_cont(0.95) within group (order by duration_ms) as p95

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import sqlalchemy as sa
-
-from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import Moment, Once, TableSpec, Uuid, index, instant, table
 from schemas import access as wire
 from schemas.messages import JsonObject
 
@@ -17,33 +15,19 @@ from schemas.messages import JsonObject
 class ApiKey:
     """`secret_sha256` is the hash of the whole key. A deleted key keeps its row with status `deleted`."""
 
-    id: str
+    id: Uuid
     tenant_id: str
     seq: int
-    name: str
-    scopes: list[str]
-    secret_sha256: str
-    user_id: str | None
+    name: Once[str]
+    scopes: Once[list[str]]
+    secret_sha256: Once[str]
+    user_id: Once[str | None]
     status: str
-    created_at: float
-    updated_at: float
+    created_at: Once[Moment]
+    updated_at: Moment
 
 
-API_KEY_TABLE = sa.Table(
-    "api_key",
-    metadata,
-    uuid_column("id", primary_key=True),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("scopes", Json),
-    sa.Column("secret_sha256", sa.Text, nullable=False),
-    sa.Column("user_id", sa.Text),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("created_at", Instant),
-    sa.Column("updated_at", Instant),
-)
-API_KEYS = table_spec(API_KEY_TABLE, ApiKey, mutable=("seq", "status", "updated_at"))
+API_KEYS = table(ApiKey, "api_key", index("api_key_newest", "tenant_id", "created_at", "id"))
 TABLES: tuple[TableSpec, ...] = (API_KEYS,)
 
 

@@ -6,85 +6,53 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import sqlalchemy as sa
-
-from infra.db import Instant, Json, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import Moment, Once, TableSpec, Uuid, index, instant, table
 from schemas import catalog as wire
 from schemas.messages import JsonObject
 
 
 @dataclass(frozen=True)
 class Definition:
-    id: str
+    id: Uuid
     tenant_id: str
     seq: int
-    kind: str
-    code: str
+    kind: Once[str]
+    code: Once[str]
     name: str
     description: str
-    app_id: str | None
+    app_id: Once[str | None]
     status: str
     versions: int
-    latest_published: str | None
-    created_at: float
-    updated_at: float
+    latest_published: Uuid | None
+    created_at: Once[Moment]
+    updated_at: Moment
 
 
 @dataclass(frozen=True)
 class Version:
     """A version of a definition; `spec` never changes. `problems` are what publishing it would run into."""
 
-    id: str
-    definition_id: str
+    id: Uuid
+    definition_id: Uuid
     tenant_id: str
-    kind: str
-    number: int
+    kind: Once[str]
+    number: Once[int]
     status: str
-    spec: JsonObject
-    problems: list[JsonObject]
-    description: str
-    created_at: float
-    published_at: float
+    spec: Once[JsonObject]
+    problems: Once[list[JsonObject]]
+    description: Once[str]
+    created_at: Once[Moment]
+    published_at: Moment
 
 
-DEFINITION_TABLE = sa.Table(
-    "definition",
-    metadata,
-    uuid_column("id", primary_key=True),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("code", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("description", sa.Text, nullable=False),
-    sa.Column("app_id", sa.Text),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("versions", sa.Integer, nullable=False),
-    uuid_column("latest_published"),
-    sa.Column("created_at", Instant),
-    sa.Column("updated_at", Instant),
-)
-VERSION_TABLE = sa.Table(
+DEFINITIONS = table(Definition, "definition", index("definition_newest", "tenant_id", "kind", "created_at", "id"))
+VERSIONS = table(
+    Version,
     "definition_version",
-    metadata,
-    uuid_column("id", primary_key=True),
-    uuid_column("definition_id", nullable=False),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("spec", Json),
-    sa.Column("problems", Json),
-    sa.Column("description", sa.Text, nullable=False),
-    sa.Column("created_at", Instant),
-    sa.Column("published_at", Instant),
+    index("definition_version_newest", "tenant_id", "kind", "created_at", "id"),
+    index("definition_version_of", "definition_id"),
+    parent="definition_id",
 )
-DEFINITIONS = table_spec(
-    DEFINITION_TABLE,
-    Definition,
-    mutable=["seq", "name", "description", "status", "versions", "latest_published", "updated_at"],
-)
-VERSIONS = table_spec(VERSION_TABLE, Version, mutable=("status", "published_at"), parent="definition_id")
 TABLES: tuple[TableSpec, ...] = (DEFINITIONS, VERSIONS)
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from infra.db import TableSpec
+from infra.db import Small, TableSpec, Uuid
 from projections.access import ApiKey
 from schemas.decider import Recorded
 from schemas.envelope import Headers
@@ -67,14 +67,14 @@ class Candidate:
 class AuditRecord:
     """One request, as kept for the tenant's audits. `tenant_id` is empty if the caller had none."""
 
-    id: str
+    id: Uuid
     tenant_id: str
     api_key_id: str | None
     user_id: str | None
     method: str
     path: str
     route: str
-    status_code: int
+    status_code: Small
     duration_ms: float
     request_id: str
     created_at: float

@@ -17,10 +17,19 @@ OPERATIONAL = (
     kernel.TIMER,
     kernel.OUTCOME,
     kernel.DEAD_LETTER,
-    audit_table.AUDIT_TABLE,
+    audit_table.AUDITS.table,
 )
 """Neither folded nor the log: how the system works right now."""
 
+READABLE = (
+    *(spec.name for spec in PROJECTIONS),
+    kernel.EVENT.name,
+    kernel.OUTCOME.name,
+    kernel.DEAD_LETTER.name,
+    audit_table.AUDITS.name,
+)
+"""What the gateway reads, one tenant at a time."""
+
 TENANT_TABLES = tuple(sorted(name for name, table in metadata.tables.items() if "tenant_id" in table.columns))
 
-__all__ = ["OPERATIONAL", "PROJECTIONS", "TENANT_TABLES", "metadata"]
+__all__ = ["OPERATIONAL", "PROJECTIONS", "READABLE", "TENANT_TABLES", "metadata"]

@@ -5,27 +5,10 @@ from __future__ import annotations
 from alembic import op
 
 from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE, lookup_grants
-from infra.database.tables import TENANT_TABLES, metadata
+from infra.database.tables import READABLE, TENANT_TABLES, metadata
 
 revision = "0001"
 down_revision = None
-
-INDEXES = """
-CREATE INDEX event_unsent ON event (lane, position);
-CREATE INDEX timer_due ON timer (lane, due_at);
-CREATE INDEX outcome_age ON command_outcome (created_at);
-CREATE INDEX inbox_age ON inbox (at);
-CREATE INDEX dead_letter_newest ON dead_letter (at);
-CREATE INDEX definition_newest ON definition (tenant_id, kind, created_at, id);
-CREATE INDEX definition_version_newest ON definition_version (tenant_id, kind, created_at, id);
-CREATE INDEX definition_version_of ON definition_version (definition_id);
-CREATE INDEX run_newest ON run (tenant_id, created_at, id);
-CREATE INDEX node_run_of ON node_run (run_id);
-CREATE INDEX node_run_ready ON node_run (kind, created_at) WHERE listed = 1;
-CREATE INDEX node_run_leased ON node_run (lane) WHERE listed = 2;
-CREATE INDEX run_mark_of ON run_mark (run_id);
-CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id)
-"""
 
 FENCE = """
 CREATE FUNCTION ap_fence(wanted int2[], fenced int2[]) RETURNS void LANGUAGE plpgsql AS $$
@@ -49,28 +32,6 @@ BEGIN
 END $$
 """
 
-HOT = {
-    "run": "fillfactor = 70",
-    "node_run": "fillfactor = 50",
-    "run_mark": "fillfactor = 70",
-    "lane": "fillfactor = 30, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000",
-    "outbox": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000",
-    "timer": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000",
-}
-
-READABLE = (
-    "definition",
-    "definition_version",
-    "run",
-    "node_run",
-    "run_mark",
-    "event",
-    "api_key",
-    "command_outcome",
-    "dead_letter",
-    "gateway_request_audit",
-)
-
 
 def _role(name: str, options: str) -> str:
     return f"""DO $$ BEGIN
@@ -80,11 +41,10 @@ END $$"""
 
 def upgrade() -> None:
     metadata.create_all(op.get_bind())
-    for statement in INDEXES.split(";"):
-        op.execute(statement)
+    for table in metadata.sorted_tables:
+        if table.info.get("storage"):
+            op.execute(f"ALTER TABLE {table.name} SET ({table.info['storage']})")
     op.execute(FENCE)
-    for table, options in HOT.items():
-        op.execute(f"ALTER TABLE {table} SET ({options})")
     _roles()
     _row_level_security()
 
