@@ -102,7 +102,7 @@ class _Made:
 
     lane: Lane
     next_offset: int
-    items: list[Recorded | Out] = field(default_factory=list)
+    items: list[Recorded[Event] | Out] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
 
@@ -135,7 +135,7 @@ class Batch:
         self._changed: dict[Key, Any] = {}
         self._numbered: list[Logged | Out] = []
         self.sends: Sequence[Out] = []
-        self.events: list[Recorded] = []
+        self.events: list[Recorded[Event]] = []
         self.finished: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
         self.unlisted: list[tuple[Lane, str]] = []
@@ -172,7 +172,7 @@ class Batch:
         lane, command = accepted.lane, accepted.command
         head = view.get(domain.head, accepted.aggregate_id)
         seq = head.seq if head is not None else 0
-        recorded: list[Recorded] = []
+        recorded: list[Recorded[Event]] = []
         bodies: list[bytes] = []
         outs: list[tuple[str, int, Command | After]] = []
         ordinal = 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import assert_never, cast
 
 from infra.db import Moment, Once, TableSpec, Uuid, index, instant, table
 from schemas import access as wire
+from schemas.decider import Recorded, Rows
 from schemas.messages import JsonObject
 
 
@@ -31,33 +32,39 @@ API_KEYS = table(ApiKey, "api_key", index("api_key_newest", "tenant_id", "create
 TABLES: tuple[TableSpec, ...] = (API_KEYS,)
 
 
-def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
+def evolve(rows: Rows, recorded: Recorded[wire.AccessEvent]) -> Iterable[ApiKey]:
     """Fold one event of an API key."""
     event = recorded.event
-    if isinstance(event, wire.ApiKeyCreated):
-        return [
-            ApiKey(
-                id=recorded.aggregate_id,
-                tenant_id=recorded.tenant_id,
-                seq=recorded.seq,
-                name=event.name,
-                scopes=list(event.scopes),
-                secret_sha256=event.secret_sha256,
-                user_id=event.user_id,
-                status="active",
-                created_at=recorded.at,
-                updated_at=recorded.at,
-            )
-        ]
-    key = cast(ApiKey, rows.get(ApiKey, recorded.aggregate_id))
-    key = replace(key, seq=recorded.seq, updated_at=recorded.at)
     match event:
+        case wire.ApiKeyCreated():
+            return [_created(event, recorded)]
         case wire.ApiKeyStatusChanged():
-            return [replace(key, status=event.status)]
+            return [replace(_key(rows, recorded), status=event.status)]
         case wire.ApiKeyDeleted():
-            return [replace(key, status="deleted")]
+            return [replace(_key(rows, recorded), status="deleted")]
         case _:
-            raise TypeError(f"{event.type} is not an event of an API key")
+            assert_never(event)
+
+
+def _key(rows: Rows, recorded: Recorded[wire.AccessEvent]) -> ApiKey:
+    """The key as this event finds it, already at its seq."""
+    key = cast(ApiKey, rows.get(ApiKey, recorded.aggregate_id))
+    return replace(key, seq=recorded.seq, updated_at=recorded.at)
+
+
+def _created(event: wire.ApiKeyCreated, recorded: Recorded[wire.AccessEvent]) -> ApiKey:
+    return ApiKey(
+        id=recorded.aggregate_id,
+        tenant_id=recorded.tenant_id,
+        seq=recorded.seq,
+        name=event.name,
+        scopes=list(event.scopes),
+        secret_sha256=event.secret_sha256,
+        user_id=event.user_id,
+        status="active",
+        created_at=recorded.at,
+        updated_at=recorded.at,
+    )
 
 
 def shown_api_key(key: ApiKey) -> JsonObject:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import assert_never, cast
 
 from infra.db import Moment, Once, TableSpec, Uuid, index, instant, table
 from schemas import catalog as wire
+from schemas.decider import Recorded, Rows
 from schemas.messages import JsonObject
 
 
@@ -56,52 +57,59 @@ VERSIONS = table(
 TABLES: tuple[TableSpec, ...] = (DEFINITIONS, VERSIONS)
 
 
-def evolve(rows: Any, recorded: Any) -> Iterable[Any]:
+def evolve(rows: Rows, recorded: Recorded[wire.CatalogEvent]) -> Iterable[Definition | Version]:
     """Fold one event of a definition: the rows it changes, the header always among them."""
     event = recorded.event
-    if isinstance(event, wire.DefinitionCreated):
-        return [_created(event, recorded)]
-    head = replace(
-        cast(Definition, rows.get(Definition, recorded.aggregate_id)),
-        seq=recorded.seq,
-        updated_at=recorded.at,
-    )
     match event:
+        case wire.DefinitionCreated():
+            return [_created(event, recorded)]
         case wire.DefinitionChanged():
-            return [
-                replace(
-                    head,
-                    name=head.name if event.name is None else event.name,
-                    description=head.description if event.description is None else event.description,
-                    status=head.status if event.status is None else event.status,
-                )
-            ]
+            return [_changed(_head(rows, recorded), event)]
         case wire.VersionCreated():
-            version = Version(
-                id=event.version_id,
-                definition_id=head.id,
-                tenant_id=head.tenant_id,
-                kind=event.kind,
-                number=event.number,
-                status="draft",
-                spec=event.spec,
-                problems=event.problems,
-                description=event.description,
-                created_at=recorded.at,
-                published_at=0.0,
-            )
-            return [replace(head, versions=event.number), version]
+            head = replace(_head(rows, recorded), versions=event.number)
+            return [head, _version(head, event, recorded.at)]
         case wire.VersionPublished():
             version = cast(Version, rows.get(Version, event.version_id))
             return [
-                replace(head, latest_published=version.id),
+                replace(_head(rows, recorded), latest_published=version.id),
                 replace(version, status="published", published_at=recorded.at),
             ]
         case _:
-            raise TypeError(f"{event.type} is not an event of a definition")
+            assert_never(event)
 
 
-def _created(event: wire.DefinitionCreated, recorded: Any) -> Definition:
+def _head(rows: Rows, recorded: Recorded[wire.CatalogEvent]) -> Definition:
+    """The definition as this event finds it, already at its seq."""
+    head = cast(Definition, rows.get(Definition, recorded.aggregate_id))
+    return replace(head, seq=recorded.seq, updated_at=recorded.at)
+
+
+def _changed(head: Definition, event: wire.DefinitionChanged) -> Definition:
+    return replace(
+        head,
+        name=head.name if event.name is None else event.name,
+        description=head.description if event.description is None else event.description,
+        status=head.status if event.status is None else event.status,
+    )
+
+
+def _version(head: Definition, event: wire.VersionCreated, at: float) -> Version:
+    return Version(
+        id=event.version_id,
+        definition_id=head.id,
+        tenant_id=head.tenant_id,
+        kind=event.kind,
+        number=event.number,
+        status="draft",
+        spec=event.spec,
+        problems=event.problems,
+        description=event.description,
+        created_at=at,
+        published_at=0.0,
+    )
+
+
+def _created(event: wire.DefinitionCreated, recorded: Recorded[wire.CatalogEvent]) -> Definition:
     return Definition(
         id=recorded.aggregate_id,
         tenant_id=recorded.tenant_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
@@ -62,5 +62,7 @@ class ApiKeyDeleted(Event):
     type: Literal["access.api_key_deleted"] = "access.api_key_deleted"
 
 
-COMMANDS: tuple[type[Command], ...] = (CreateApiKey, SetApiKeyStatus, DeleteApiKey)
-EVENTS: tuple[type[Event], ...] = (ApiKeyCreated, ApiKeyStatusChanged, ApiKeyDeleted)
+AccessCommand = CreateApiKey | SetApiKeyStatus | DeleteApiKey
+AccessEvent = ApiKeyCreated | ApiKeyStatusChanged | ApiKeyDeleted
+COMMANDS: tuple[type[Command], ...] = get_args(AccessCommand)
+EVENTS: tuple[type[Event], ...] = get_args(AccessEvent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -99,5 +99,7 @@ class VersionPublished(Event):
     version_id: str
 
 
-COMMANDS: tuple[type[Command], ...] = (CreateDefinition, ChangeDefinition, CreateVersion, PublishVersion)
-EVENTS: tuple[type[Event], ...] = (DefinitionCreated, DefinitionChanged, VersionCreated, VersionPublished)
+CatalogCommand = CreateDefinition | ChangeDefinition | CreateVersion | PublishVersion
+CatalogEvent = DefinitionCreated | DefinitionChanged | VersionCreated | VersionPublished
+COMMANDS: tuple[type[Command], ...] = get_args(CatalogCommand)
+EVENTS: tuple[type[Event], ...] = get_args(CatalogEvent)

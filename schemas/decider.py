@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from schemas.messages import Command, Event, JsonObject
 
@@ -23,6 +23,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+E_co = TypeVar("E_co", bound=Event, covariant=True)
 Key = tuple[type[Any], str]
 """A row: its type and id. In `Missing`, an empty id stands for all live rows of that type of the aggregate."""
 
@@ -64,10 +65,10 @@ class Meta(NamedTuple):
     lane: int = 0
 
 
-class Recorded(NamedTuple):
+class Recorded(NamedTuple, Generic[E_co]):
     """An event as it is folded: with its place in its aggregate's history."""
 
-    event: Event
+    event: E_co
     aggregate_id: str
     seq: int
     at: float
@@ -90,7 +91,7 @@ class After:
 
 Decision = Event | Command | After
 Decide = Callable[[Any, Rows, Meta], Iterable[Decision]]
-Evolve = Callable[[Rows, Recorded], Iterable[Row]]
+Evolve = Callable[[Rows, Recorded[Any]], Iterable[Row]]
 React = Callable[[Any, Meta], Iterable[Command]]
 
 

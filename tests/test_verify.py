@@ -456,7 +456,7 @@ SCHEDULED = wire.NodeScheduled(node_run_id=NODE, node_id="n", path="n", node_typ
 REQUEUED = wire.StepRequeued(node_run_id=NODE, lease_token=2, requeues=1)
 
 
-def history(*events: Event, causes: tuple[str, ...] = ()) -> list[Recorded]:
+def history(*events: Event, causes: tuple[str, ...] = ()) -> list[Recorded[Event]]:
     causes = causes or tuple(f"cause {number}" for number in range(len(events)))
     return [
         Recorded(event, RUN, seq, 1.0, "t1", 0, causation_id=cause)

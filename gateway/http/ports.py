@@ -10,6 +10,7 @@ from infra.db import Small, TableSpec, Uuid
 from projections.access import ApiKey
 from schemas.decider import Recorded
 from schemas.envelope import Headers
+from schemas.messages import Event
 
 
 class CommandBus(Protocol):
@@ -92,7 +93,7 @@ class Reads(Protocol):
     async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
         """Up to `page.limit` rows."""
 
-    def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         """The events of an aggregate in order, up to a seq."""
 
     async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None: ...

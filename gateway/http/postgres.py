@@ -15,6 +15,7 @@ from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outc
 from infra.db import TableSpec
 from projections.access import API_KEYS, ApiKey
 from schemas.decider import Recorded
+from schemas.messages import Event
 from schemas.registry import decode_event
 
 READ_ROLE = "ap_gateway"
@@ -97,7 +98,7 @@ class Postgres:
             records = await connection.fetch(sql, *values)
         return [_row(page.spec, record) for record in records]
 
-    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         """A part at a time, each a transaction of its own: events never change, and who folds them takes its time."""
         last = 0
         while True:

@@ -72,7 +72,7 @@ class World:
 
     def __init__(self) -> None:
         self.tables = Tables()
-        self.events: list[Recorded] = []
+        self.events: list[Recorded[Event]] = []
         self.outcomes: dict[str, tuple[str, str, Outcome]] = {}
         self.audits: list[AuditRecord] = []
         self.sent: list[tuple[Envelope, Command, int]] = []
@@ -183,7 +183,7 @@ class World:
         ]
         return sorted(found, key=place, reverse=page.descending)[: page.limit]
 
-    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         self._answering()
         for recorded in self.events:
             ours = recorded.aggregate_id == aggregate_id and recorded.tenant_id == tenant_id

@@ -18,7 +18,7 @@ from infra.history.verify.history import (
 from infra.history.verify.system import KEPT_SECONDS, System, chunks, known
 from schemas import registry, runtime
 from schemas.decider import Recorded
-from schemas.messages import UUID_PATTERN
+from schemas.messages import UUID_PATTERN, Event
 
 EVENTS_PER_COMPARISON = 2_000
 Causes = dict[str, tuple[int, float]]
@@ -45,7 +45,7 @@ MAKES_ITS_AGGREGATE = ("runtime.create_run", "catalog.create_definition", "acces
 
 async def histories(system: System) -> AsyncIterator[History]:
     """Every aggregate's events, whole; only one history is in memory at a time."""
-    history: list[Recorded] = []
+    history: list[Recorded[Event]] = []
     async for row in system.stream(_LOG):
         aggregate_id = str(row["aggregate_id"])
         if history and history[0].aggregate_id != aggregate_id:
