@@ -167,9 +167,6 @@ def domain(check_code: Callable[[str], str | None] | None = None) -> Domain:
         },
         evolve=known.evolve,
         events=EVENTS,
+        tables=known.TABLES,
         answer=answer,
     )
-
-
-DOMAIN = domain()
-"""Without a check of code nodes."""

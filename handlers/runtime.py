@@ -10,7 +10,7 @@ from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
 from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
 from projections.catalog import Definition, Version
-from projections.runtime import NodeRun, Run
+from projections.runtime import TABLES, NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
@@ -57,6 +57,7 @@ class Runtime:
             decide=decide,
             evolve=evolve,
             events=wire.EVENTS,
+            tables=TABLES,
             answer=answer,
             failed=failed,
             ended=lambda run: run.status in RUN_ENDED,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+from infra.db import TableSpec
 from schemas.messages import Command, Event, JsonObject
 
 
@@ -99,6 +100,8 @@ React = Callable[[Any, Meta], Iterable[Command]]
 class Domain:
     """One aggregate type. `head` is its header row: its `seq` is the number of its events; id = aggregate id.
 
+    `decide` names its commands, `events` what they make, `tables` what `evolve` folds those into.
+
     `answer(command, rows, meta)` is the result a sender from outside gets; `failed(command, code, detail)`
     is the command that tells the aggregate that one of its internal commands became a dead letter;
     `ended(head)` says that hardly anything will come for this aggregate any more, so memory may forget it.
@@ -109,6 +112,7 @@ class Domain:
     decide: Mapping[type[Command], Decide]
     evolve: Evolve
     events: tuple[type[Event], ...]
+    tables: tuple[TableSpec, ...]
     answer: Callable[[Command, Rows, Meta], JsonObject]
     react: Mapping[type[Event], tuple[React, ...]] = field(default_factory=dict)
     failed: Callable[[Command, str, str], Command | None] = lambda command, code, detail: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import pydantic
 import pydantic_core
@@ -12,12 +13,20 @@ from schemas.envelope import Malformed
 from schemas.messages import Command, Event, JsonObject
 from schemas.problems import summary
 
+
+class Messages(Protocol):
+    """The wire contract of one domain."""
+
+    COMMANDS: tuple[type[Command], ...]
+    EVENTS: tuple[type[Event], ...]
+
+
+DOMAINS: tuple[Messages, ...] = (catalog, runtime, access)
 COMMANDS: Mapping[str, type[Command]] = {
-    command.model_fields["type"].default: command
-    for command in (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS)
+    command.model_fields["type"].default: command for domain in DOMAINS for command in domain.COMMANDS
 }
 EVENTS: Mapping[str, type[Event]] = {
-    event.model_fields["type"].default: event for event in (*catalog.EVENTS, *runtime.EVENTS, *access.EVENTS)
+    event.model_fields["type"].default: event for domain in DOMAINS for event in domain.EVENTS
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.catalog import DOMAIN, version_id
+from handlers.catalog import domain, version_id
 from schemas.catalog import (
     ChangeDefinition,
     CreateDefinition,
@@ -20,7 +20,7 @@ from schemas.catalog import (
 from schemas.messages import JsonObject
 from tests.gateway.spec import AGGREGATE, MESSAGE, Spec
 
-catalog = Spec(DOMAIN)
+catalog = Spec(domain())
 VERSION = version_id(MESSAGE)
 OTHER = "00000000-0000-4000-8000-0000000000aa"
 GREET: JsonObject = {

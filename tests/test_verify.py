@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 
-from infra.history.rebuild.folding import EVOLVE
+from infra.domains import EVOLVE
 from infra.history.verify import INVARIANTS, Report, verify
 from infra.history.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
 from infra.local.embedded import EmbeddedStack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
-from infra.db import TableSpec
+from infra.db import TableSpec, metadata
 from projections.access import API_KEYS, ApiKey
 from schemas.decider import Recorded
 from schemas.messages import Event
@@ -23,23 +23,27 @@ READ_ROLE = "ap_gateway"
 LOOKUP_ROLE = "ap_lookup"
 """Sees all tenants, but only the columns granted in LOOKUP_GRANTS: ids, tenants, and API keys' hashes."""
 
-TENANT_OF_TABLES = ("definition", "definition_version", "run", "node_run", "api_key", "command_outcome")
-_ID_COLUMN = {"command_outcome": "command_id"}
 _CANDIDATE_COLUMNS = {
     "run": ("mode", "status"),
     "node_run": ("run_id", "status", "ready", "leased_by", "created_at", "seq"),
 }
 
 
-def lookup_grants() -> list[str]:
-    """SQL that lets LOOKUP_ROLE see what it must and no more; for the migration that makes the role."""
+def lookup_grants(tables: Iterable[str]) -> list[str]:
+    """SQL that lets LOOKUP_ROLE see of these tables what it must and no more; for the migration that makes the role."""
     statements = []
-    for table in TENANT_OF_TABLES:
-        columns = (_ID_COLUMN.get(table, "id"), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ()))
+    for table in tables:
+        columns = (_id_column(table), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ()))
         granted = "" if table == "api_key" else f" ({', '.join(columns)})"
         statements.append(f"GRANT SELECT{granted} ON {table} TO {LOOKUP_ROLE}")
         statements.append(f"CREATE POLICY lookup ON {table} FOR SELECT TO {LOOKUP_ROLE} USING (true)")
     return statements
+
+
+def _id_column(table: str) -> str:
+    """Raises KeyError for what is no table of the platform."""
+    (column,) = metadata.tables[table].primary_key.columns
+    return column.name
 
 
 _CANDIDATES_SQL = """
@@ -129,9 +133,7 @@ class Postgres:
         return [Candidate(str(record[0]), str(record[1]), record[2]) for record in records]
 
     async def tenant_of(self, table: str, id: str) -> str | None:
-        if table not in TENANT_OF_TABLES:
-            raise ValueError(f"tenants of {table} are not looked up")
-        column = _ID_COLUMN.get(table, "id")
+        column = _id_column(table)
         async with self._all_tenants() as connection:
             tenant_id = await connection.fetchval(f"select tenant_id from {table} where {column} = $1", id)
         return None if tenant_id is None else str(tenant_id)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from gateway import audit_table
-from infra.db import TableSpec, metadata
+from infra.db import metadata
+from infra.domains import PROJECTIONS
 from outbox import tables as kernel
-from projections import access, catalog, runtime
-
-PROJECTIONS: tuple[TableSpec, ...] = (*catalog.TABLES, *runtime.TABLES, *access.TABLES)
-"""Folded from events; a rebuild compares them."""
 
 OPERATIONAL = (
     kernel.LANE,
@@ -30,6 +27,9 @@ READABLE = (
 )
 """What the gateway reads, one tenant at a time."""
 
+LOOKED_UP = (*(spec.name for spec in PROJECTIONS), kernel.OUTCOME.name)
+"""Whose tenant the gateway finds out by an id."""
+
 TENANT_TABLES = tuple(sorted(name for name, table in metadata.tables.items() if "tenant_id" in table.columns))
 
-__all__ = ["OPERATIONAL", "PROJECTIONS", "READABLE", "TENANT_TABLES", "metadata"]
+__all__ = ["LOOKED_UP", "OPERATIONAL", "READABLE", "TENANT_TABLES", "metadata"]

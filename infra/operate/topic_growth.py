@@ -27,7 +27,7 @@ from bus.replay import Extent, TopicReader
 from bus.store import Out
 from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE
 from infra import topics
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS
 from infra.operate import presence
 from infra.settings import Settings
 from projections.runtime import LEASED, UNLISTED

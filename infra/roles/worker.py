@@ -12,15 +12,13 @@ from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
 from bus.worker import Worker
-from handlers import access, catalog
 from handlers.ingress import IngressRules
-from handlers.runtime import Runtime
 from handlers.steps.executor import Executor, Heartbeats, Sweeper
 from handlers.steps.lane_steps import LaneSteps, claimable, hint
 from handlers.steps.leases import Leases
 from handlers.steps.pool import StepPool
 from infra import topics
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS, Installation, domains
 from infra.roles.extras import Extras
 from infra.roles.process import freeze_start_up_objects, stopping, working
 from infra.roles.reachable import until_reachable
@@ -62,12 +60,13 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
     async with step_parts(settings, extras, "worker") as parts:
         steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver
-        kinds = frozenset(parts.pool.kinds)
-        runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
+        installed = Installation(
+            parts.programs, frozenset(parts.pool.kinds), parts.check_code, extras.defences.lease_token
+        )
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
-            [runtime.domain(), catalog.domain(parts.check_code), access.DOMAIN],
+            domains(installed),
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions,

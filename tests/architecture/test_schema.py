@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from infra.database import migrate as database
-from infra.database.tables import OPERATIONAL, PROJECTIONS, TENANT_TABLES, metadata
+from infra.database.tables import OPERATIONAL, TENANT_TABLES, metadata
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import load_settings
 

@@ -19,8 +19,8 @@ from gateway.platform import AUDIT_LIST
 from gateway.routes import ROUTES
 from gateway.runtime import NODE_RUN_LIST
 from infra.database import migrate as database
-from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from outbox.tables import OUTCOME
 from projections.access import API_KEYS, ApiKey

@@ -19,10 +19,8 @@ from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
 from gateway.http.state import Gateway
-from handlers import access, catalog
-from handlers.runs.programs import Programs
-from handlers.runtime import Runtime
 from infra.db import TableSpec
+from infra.domains import DOMAINS, PROJECTIONS
 from infra.settings import Settings
 from projections.access import ApiKey
 from projections.runtime import NodeRun, Run
@@ -31,14 +29,7 @@ from schemas.envelope import Envelope, Headers, decode_headers
 from schemas.messages import Command, Event, Rejected
 from schemas.registry import decode_command
 
-DOMAINS: tuple[Domain, ...] = (catalog.DOMAIN, access.DOMAIN, Runtime(Programs()).domain())
-TABLES = {
-    "definition": "Definition",
-    "definition_version": "Version",
-    "run": "Run",
-    "node_run": "NodeRun",
-    "api_key": "ApiKey",
-}
+ROWS = {spec.name: spec.row for spec in PROJECTIONS}
 
 
 @dataclass
@@ -219,7 +210,7 @@ class World:
             (
                 str(row.tenant_id)
                 for (kind, each), row in self.tables.rows.items()
-                if each == id and kind.__name__ == TABLES[table]
+                if each == id and kind is ROWS[table]
             ),
             None,
         )

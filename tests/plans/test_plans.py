@@ -15,8 +15,8 @@ from bus.postgres import SESSION
 from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
 from handlers.steps import leases
-from infra.database.tables import PROJECTIONS
 from infra.db import changed
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.roles.prepare import migrate
 from projections.fold import FoldRows

@@ -12,8 +12,7 @@ import orjson
 from bus.batch import event_record
 from bus.store import Out
 from infra.db import TableSpec
-from projections import catalog as catalog_rows
-from projections import runtime_fold
+from infra.domains import EVOLVE
 from projections.fold import FoldRows
 from projections.runtime import UNLISTED
 from schemas import catalog as catalog_wire
@@ -241,8 +240,7 @@ def _folds(world: World, histories: Histories) -> Iterator[str]:
     memory = FoldRows()
     for history in histories.values():
         for each in history:
-            evolve = runtime_fold.evolve if each.event.type.startswith("runtime.") else catalog_rows.evolve
-            memory.apply(evolve, each)
+            memory.apply(EVOLVE[each.event.type], each)
     for spec in world.specs:
         folded = {id: row for (kind, id), row in memory.rows.items() if kind is spec.row}
         stored = world.database.tables[spec.name]

@@ -16,10 +16,7 @@ from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Defences
 from bus.store import Incoming, Out
-from handlers import access, catalog
-from handlers.runs.programs import Programs
-from handlers.runtime import Runtime
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS, Installation, domains
 from projections.runtime import NodeRun
 from schemas import access as access_wire
 from schemas import catalog as catalog_wire
@@ -61,7 +58,7 @@ class Platform:
         self.kernel = Kernel(
             MemoryStore(self.database),
             MemoryProducer(self.log),
-            [Runtime(Programs(), share=3).domain(), catalog.DOMAIN, access.DOMAIN],
+            domains(Installation(share=3)),
             PROJECTIONS,
             partitions=Partitions(LANES, LANES, 1),
             clock=self,

@@ -40,7 +40,7 @@ WHERE o.position > l.position"""
 _SAME_PLACE = """SELECT e.aggregate_id, e.seq, e.lane, e.position FROM event e JOIN outbox o
 ON o.lane = e.lane AND o.position = e.position"""
 
-MAKES_ITS_AGGREGATE = ("runtime.create_run", "catalog.create_definition", "access.create_api_key")
+MAKES_ITS_AGGREGATE = tuple(name for name, command in registry.COMMANDS.items() if command.creates)
 
 
 async def histories(system: System) -> AsyncIterator[History]:

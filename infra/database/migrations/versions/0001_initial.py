@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE, lookup_grants
-from infra.database.tables import READABLE, TENANT_TABLES, metadata
+from infra.database.tables import LOOKED_UP, READABLE, TENANT_TABLES, metadata
 
 revision = "0001"
 down_revision = None
@@ -68,7 +68,7 @@ def _row_level_security() -> None:
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
         own = "tenant_id = (SELECT ap_tenant())"
         op.execute(f"CREATE POLICY tenant ON {table} TO {READ_ROLE} USING ({own}) WITH CHECK ({own})")
-    for statement in lookup_grants():
+    for statement in lookup_grants(LOOKED_UP):
         op.execute(statement)
 
 
