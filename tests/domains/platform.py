@@ -80,14 +80,13 @@ class Platform:
         return {name: dict(rows) for name, rows in self.database.tables.items()}
 
     def dump(self) -> Mapping[str, Any]:
-        """All there is to know, without where in its lane it was made."""
+        """All that is known, without where in its lane it was made."""
         return {
             "events": [
                 (*key, logged.recorded._replace(lane=0), logged.body) for key, logged in self.database.events.items()
             ],
             "outcomes": dict(self.database.outcomes),
             "tables": self.rows(),
-            "timers": dict(self.database.timers),
             "letters": dict(self.database.letters),
         }
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 
 from schemas.catalog import CreateDefinition, CreateVersion, definition_id
-from schemas.messages import Command
+from schemas.messages import Command, JsonObject
 from schemas.runtime import (
     CancelRun,
     CompleteNode,
@@ -24,21 +23,20 @@ from schemas.runtime import (
     node_run_id,
 )
 from tests.domains.examples import Changed, Internal, Step
-from tests.domains.platform import SHARE, TENANT
+from tests.domains.platform import TENANT
 
 MANUAL, LONG, CANCELLED, BROKEN, SET = (str(uuid.UUID(int=number, version=4)) for number in range(101, 106))
 STEPWISE, AT_ONCE = (definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once"))
 A, B = (node_run_id(MANUAL, name, "1") for name in "ab")
 RETRIED = {"max_attempts": 2, "retry_delay_seconds": 2}
 CODE = {"language": "python", "code": "def main():\n    return {}"}
-PURE = [f"n{number}" for number in range(SHARE + 2)]
 FAILURE = Failure(code="broken")
 
 
-def version(workflow: str, nodes: list[dict[str, object]]) -> CreateVersion:
-    ids = [node["id"] for node in nodes]
-    edges = [{"source": source, "target": target} for source, target in itertools.pairwise(ids)]
-    spec = {"nodes": nodes, "edges": edges}
+def version(workflow: str, nodes: list[JsonObject], edges: str) -> CreateVersion:
+    """`edges`: "ab" is one from a to b."""
+    arrows = [{"source": arrow[0], "target": arrow[1]} for arrow in edges.split()]
+    spec = {"nodes": nodes, "edges": arrows}
     return CreateVersion(definition_id=workflow, kind="workflow", spec=spec, status="published")
 
 
@@ -50,9 +48,10 @@ GIVEN: tuple[Command, ...] = (
             {"id": "a", "type": "code", "config": CODE},
             {"id": "b", "type": "code", "config": {**CODE, "retry_policy": RETRIED}},
         ],
+        "ab",
     ),
     CreateDefinition(kind="workflow", code="at-once", name="At once"),
-    version(AT_ONCE, [{"id": name, "type": "answer", "config": {"text": name}} for name in PURE]),
+    version(AT_ONCE, [{"id": name, "type": "answer", "config": {"text": name}} for name in "abcde"], "ab ac bd cd de"),
 )
 STEPS: tuple[Step, ...] = (
     CreateRun(run_id=MANUAL, workflow_id=STEPWISE, mode="manual"),

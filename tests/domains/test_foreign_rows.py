@@ -6,8 +6,7 @@ import uuid
 from typing import Any
 
 from schemas import catalog, runtime
-from tests.simulation.generator import generate
-from tests.specs.test_twice import LANES, TENANT, Platform
+from tests.domains.platform import TENANT, Platform, message_id, record
 
 MINE, THEIRS = (str(uuid.UUID(int=number, version=4)) for number in (11, 12))
 CODE = {"id": "a", "type": "code", "config": {"language": "python", "code": "def main():\n    return {}"}}
@@ -19,23 +18,24 @@ def node_of(platform: Platform, run_id: str) -> Any:
 
 
 async def test_a_node_run_named_under_another_run_stays_as_it_was() -> None:
-    platform = Platform(generate(0))
-    await platform.kernel.claim(range(LANES))
+    platform = Platform()
+    await platform.claim()
     workflow = catalog.definition_id(TENANT, "workflow", "w")
     spec = {"nodes": [CODE], "edges": []}
-    for command in (
-        catalog.CreateDefinition(kind="workflow", code="w", name="w"),
-        catalog.CreateVersion(definition_id=workflow, kind="workflow", spec=spec, status="published"),
-        runtime.CreateRun(run_id=MINE, workflow_id=workflow),
-        runtime.CreateRun(run_id=THEIRS, workflow_id=workflow),
+    for number, command in enumerate(
+        (
+            catalog.CreateDefinition(kind="workflow", code="w", name="w"),
+            catalog.CreateVersion(definition_id=workflow, kind="workflow", spec=spec, status="published"),
+            runtime.CreateRun(run_id=MINE, workflow_id=workflow),
+            runtime.CreateRun(run_id=THEIRS, workflow_id=workflow),
+        )
     ):
-        await platform.feed(platform.ask(command))
+        await platform.feed(record(command, message_id(number), reply=True))
     before = node_of(platform, THEIRS)
-    await platform.kernel.claim(range(LANES))  # With nothing in memory, rows are loaded by the ids that are named.
+    await platform.claim()  # With nothing in memory, rows are loaded by the ids that are named.
     foreign = runtime.SetNodeStatus(run_id=MINE, node_run_id=before.id, status="completed")
-    asked = platform.ask(foreign)
-    await platform.feed(asked)
-    await platform.feed(platform.ask(runtime.CancelRun(run_id=MINE)))
+    await platform.feed(record(foreign, message_id(8), reply=True))
+    await platform.feed(record(runtime.CancelRun(run_id=MINE), message_id(9), reply=True))
     outcomes = [outcome.status for outcome in platform.database.outcomes.values()]
     assert sorted(outcomes) == ["rejected", *["succeeded"] * 5]
     assert node_of(platform, MINE).status == "cancelled"
