@@ -30,6 +30,7 @@ from schemas.messages import Command, Event, Rejected
 from schemas.registry import decode_command
 
 ROWS = {spec.name: spec.row for spec in PROJECTIONS}
+SPECS = {spec.row: spec for spec in PROJECTIONS}
 
 
 @dataclass
@@ -49,13 +50,9 @@ class Tables:
         pass
 
     def live(self, kind: type[Any]) -> list[Any]:
-        return [
-            row
-            for (each, _), row in self.rows.items()
-            if each is kind
-            and row.run_id == self.aggregate_id
-            and getattr(row, "status", "queued") in ("queued", "running", "pending")
-        ]
+        spec = SPECS[kind]
+        rows = [row for (each, _), row in self.rows.items() if each is kind]
+        return [row for row in rows if getattr(row, spec.parent) == self.aggregate_id and spec.live(row)]
 
 
 class World:
