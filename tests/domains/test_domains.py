@@ -22,9 +22,7 @@ from tests.domains.stories import STEPS, STORIES, Story, name_of
 each_step = pytest.mark.parametrize("step", STEPS, ids=name_of)
 each_story = pytest.mark.parametrize("story", STORIES, ids=lambda story: story.domain.name)
 FOREIGN = "t2"
-UNGUARDED = pytest.mark.xfail(
-    reason="deciders of internal commands trust the sender's tenant: nothing outside sends one"
-)
+UNGUARDED = pytest.mark.xfail(reason="deciders of internal commands compare no tenants; nobody outside can send one")
 FOREIGN_STEPS = [
     pytest.param(step, id=name_of(step), marks=UNGUARDED if isinstance(step[0].steps[step[1]], Internal) else ())
     for step in STEPS
