@@ -30,6 +30,7 @@ async def admit(batch: Batch, unit: Unit, pending: list[Accepted], at: float, *,
             "pending",
             b"",
             at,
+            e.envelope.reply_partition,
         )
         for e in _first(admitting, external=True)
     ]
@@ -61,6 +62,8 @@ async def admit(batch: Batch, unit: Unit, pending: list[Accepted], at: float, *,
 
 def _answer_again(batch: Batch, accepted: Accepted, stored: Outcome) -> None:
     if stored.fingerprint == accepted.envelope.fingerprint:
+        if stored.status == "pending":
+            return  # It comes later; whoever sent this again hears it then.
         batch.reply(accepted, stored.status, stored.body)
     else:
         _refuse(batch, accepted)

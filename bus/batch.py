@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -15,12 +15,34 @@ from bus.lanes import Lane
 from bus.rows import View
 from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
 from infra.db import TableSpec
-from schemas.decider import After, Domain, Key, Meta, React, Recorded
-from schemas.envelope import SOURCE, Envelope, Headers
+from outbox.tombstones import refusal
+from schemas.decider import (
+    After,
+    Answer,
+    Awaited,
+    Deferred,
+    Domain,
+    Key,
+    Meta,
+    Missing,
+    React,
+    Recorded,
+    Reply,
+    Settled,
+)
+from schemas.envelope import SOURCE, AnswerTo, Envelope, Headers
 from schemas.messages import Command, Event, Rejected, derive
+from schemas.outcomes import ExpireOutcome
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of
 
 __all__ = ["SOURCE", "Accepted", "Batch", "Partitions", "event_record"]
+
+
+class Condemned(NamedTuple):
+    """Why the one record of a batch is to be a dead letter, whatever its decision would be."""
+
+    code: str
+    detail: str
 
 
 class Accepted(NamedTuple):
@@ -36,6 +58,12 @@ class Accepted(NamedTuple):
     @property
     def external(self) -> bool:
         return bool(self.envelope.fingerprint)
+
+    @property
+    def source(self) -> Incoming:
+        """The record it came as."""
+        assert self.incoming is not None  # Only a test makes one without.
+        return self.incoming
 
     @property
     def record(self) -> Incoming:
@@ -96,6 +124,15 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def _reactions(
+    reactions: Sequence[tuple[str, React]], event: Event, head: Any, meta: Meta, place: int
+) -> Iterator[tuple[str, Command]]:
+    """What an event makes others do, each under a name of its own in this decision. `place`: the event's in it."""
+    for name, react in reactions:
+        for ordinal, command in enumerate(react(event, head, meta)):
+            yield f"{name}:{place}:{ordinal}", command
+
+
 @dataclass(slots=True)
 class _Made:
     """What one lane made in this batch, in order: events and records with an outbox row."""
@@ -112,13 +149,15 @@ class Batch:
     def __init__(
         self,
         partitions: Partitions,
-        specs: dict[type[Any], TableSpec],
-        reactions: dict[type[Event], tuple[React, ...]],
+        specs: Mapping[type[Any], TableSpec],
+        reactions: Mapping[type[Event], Sequence[tuple[str, React]]],
         at: float,
+        answered: Callable[[str, Answer], Command | None] = lambda answer_to, answer: None,
     ) -> None:
         self._partitions = partitions
         self._specs = specs
         self._reactions = reactions
+        self._answered = answered
         self.at = at
         self.optimistic = False
         self.handled: dict[int, int] = {}
@@ -126,17 +165,19 @@ class Batch:
         self.writes = Writes()
         self.replies: list[Out] = []
         self.lanes: dict[int, Lane] = {}
-        self.poison: str | None = None
+        self.condemned: Condemned | None = None
         self.made: dict[int, _Made] = {}
         self.held: set[Key] = set()
         self.touched: set[tuple[int, str]] = set()
         self.facts: dict[Key, Any] = {}
+        self.outcomes: dict[str, Outcome | None] = {}
         self._new: dict[Key, Any] = {}
         self._changed: dict[Key, Any] = {}
         self._numbered: list[Logged | Out] = []
         self.sends: Sequence[Out] = []
         self.events: list[Recorded[Event]] = []
         self.finished: list[tuple[Lane, str]] = []
+        self.ended_before: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
         self.unlisted: list[tuple[Lane, str]] = []
         self.ready: list[Any] = []
@@ -171,10 +212,19 @@ class Batch:
         """
         lane, command = accepted.lane, accepted.command
         head = view.get(domain.head, accepted.aggregate_id)
+        if head is not None and head.tenant_id != meta.tenant_id:
+            if command.creates:
+                raise Rejected("id_taken", f"{accepted.aggregate_id} is taken")
+            view.hide()
+            head = None
+        if head is None and (gone := lane.aggregate(accepted.aggregate_id).gone) is not None:
+            raise refusal(gone, command, meta.tenant_id)
         seq = head.seq if head is not None else 0
         recorded: list[Recorded[Event]] = []
         bodies: list[bytes] = []
-        outs: list[tuple[str, int, Command | After]] = []
+        commands: list[tuple[str, Command | After | Awaited]] = []
+        settled: list[Settled] = []
+        deferred: Deferred | None = None
         ordinal = 0
         for item in domain.decide[type(command)](command, view, meta):
             if item.is_event:
@@ -191,29 +241,45 @@ class Batch:
                 if len(body) > MESSAGE_BYTES_MAX:
                     raise Rejected("message_too_large", f"{fact.type} is over 4 MiB", status=413)
                 bodies.append(body)
-                for react in self._reactions.get(type(fact), ()):
-                    for number, reaction in enumerate(react(fact, meta)):
-                        outs.append((react.__name__, number, reaction))
+                reactions = self._reactions.get(type(fact))
+                if reactions is not None:
+                    head = view.get(domain.head, meta.aggregate_id)
+                    commands.extend(_reactions(reactions, fact, head, meta, len(recorded)))
+            elif isinstance(item, Reply):
+                told = self._answered(item.answer_to, item.answer)
+                if told is not None:
+                    commands.append((f"reply:{len(commands)}", told))
+            elif isinstance(item, Settled):
+                if item.command_id not in self.outcomes:
+                    raise Missing(outcomes=(item.command_id,))
+                settled.append(item)
+            elif isinstance(item, Deferred):
+                deferred = item
             else:
-                outs.append(("decide", ordinal, cast("Command | After", item)))
+                commands.append((f"decide:{ordinal}", cast("Command | After | Awaited", item)))
                 ordinal += 1
-        answer = domain.answer(command, view, meta) if accepted.external else None
+        answer = domain.answer(command, view, meta) if accepted.external and deferred is None else None
         made = self.lane(lane)
         made.items.extend(recorded)
         made.bodies.extend(bodies)
         self.events.extend(recorded)
-        for function, number, out in outs:
-            self._follow_up(accepted, meta, function, number, out)
-        self._keep(accepted, view)
+        for name, out in commands:
+            self._follow_up(accepted, meta, domain, name, out)
+        self._keep(accepted, view, sum(map(len, bodies)))
         if recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
             self.finished.append((lane, accepted.aggregate_id))
-        if accepted.external:
+        if accepted.external and deferred is not None:
+            self._defer(accepted, meta, deferred)
+        elif accepted.external:
             self.conclude(accepted, "succeeded", orjson.dumps(answer), meta.at)
+        for each in settled:
+            self.settle(accepted, each, meta.at)
         return len(view.changed) + len(recorded)
 
-    def _keep(self, accepted: Accepted, view: View) -> None:
+    def _keep(self, accepted: Accepted, view: View, size: int) -> None:
         if not view.changed:
             return
+        accepted.lane.grew(accepted.aggregate_id, size)
         aggregate = accepted.lane.aggregate(accepted.aggregate_id)
         self.touched.add((accepted.lane.id, accepted.aggregate_id))
         for key, row in view.changed.items():
@@ -246,18 +312,21 @@ class Batch:
         """The rows that were there before."""
         return self._changed.items()
 
-    def _follow_up(self, accepted: Accepted, meta: Meta, function: str, number: int, item: Command | After) -> None:
-        command = item.command if isinstance(item, After) else item
-        message_id = derive(meta.message_id, f"{function}:{command.type}:{number}")
-        out = self.command_record(accepted.lane, message_id, command, meta)
+    def _follow_up(
+        self, accepted: Accepted, meta: Meta, domain: Domain, name: str, item: Command | After | Awaited
+    ) -> None:
+        answer_to = ""
+        if isinstance(item, Awaited):
+            answer_to = str(AnswerTo(domain.name, meta.aggregate_id, item.subject, item.wait_id))
+        command = item.command if isinstance(item, After | Awaited) else item
+        message_id = derive(meta.message_id, f"{name}:{command.type}")
+        out = self.command_record(accepted.lane, message_id, command, meta, answer_to)
         if isinstance(item, After):
             self.writes.timers.append(Timer(message_id, item.seconds, out))
         else:
-            made = self.lane(accepted.lane)
-            made.items.append(out)
-            made.bodies.append(out.body)
+            self.send(accepted.lane, out)
 
-    def command_record(self, lane: Lane, message_id: str, command: Command, meta: Meta) -> Out:
+    def command_record(self, lane: Lane, message_id: str, command: Command, meta: Meta, answer_to: str = "") -> Out:
         key = command.aggregate_id(meta.tenant_id, message_id)
         envelope = Envelope(
             id=message_id,
@@ -269,6 +338,7 @@ class Batch:
             causation_id=meta.message_id,
             actor=meta.actor,
             traceparent=meta.traceparent,
+            answer_to=answer_to,
         )
         partition = lane.id if key == meta.aggregate_id else partition_of(key, self._partitions.commands)
         return Out(lane.id, 0, COMMANDS, partition, key, envelope.headers(), command.encode(), meta.tenant_id)
@@ -281,10 +351,39 @@ class Batch:
 
     def conclude(self, accepted: Accepted, status: str, body: bytes, at: float) -> None:
         """The outcome of a command from outside: stored with the batch, and told to who waits."""
-        envelope = accepted.envelope
-        outcome = Outcome(envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at)
-        (self.writes.new_outcomes if self.optimistic else self.writes.outcomes).append(outcome)
+        self._store(accepted.envelope, status, body, at)
         self.reply(accepted, status, body)
+
+    def _store(self, envelope: Envelope, status: str, body: bytes, at: float, *, deferred: bool = False) -> None:
+        outcome = Outcome(
+            envelope.id, envelope.tenant_id, envelope.type, envelope.fingerprint, status, body, at,
+            envelope.reply_partition, deferred,
+        )  # fmt: skip
+        (self.writes.new_outcomes if self.optimistic else self.writes.outcomes).append(outcome)
+
+    def _defer(self, accepted: Accepted, meta: Meta, deferred: Deferred) -> None:
+        """The outcome comes later: until then it is pending, and a timer ends the wait for it."""
+        self._store(accepted.envelope, "pending", b"", meta.at, deferred=True)
+        command = ExpireOutcome(target_id=accepted.aggregate_id, command_id=accepted.envelope.id)
+        message_id = derive(meta.message_id, "expire")
+        out = self.command_record(accepted.lane, message_id, command, meta)
+        self.writes.timers.append(Timer(message_id, deferred.seconds, out))
+
+    def settle(self, accepted: Accepted, settled: Settled, at: float) -> None:
+        """The outcome of an earlier command, unless it has one. Raises Missing if what is stored is not known."""
+        if settled.command_id not in self.outcomes:
+            raise Missing(outcomes=(settled.command_id,))
+        pending = self.outcomes[settled.command_id]
+        if pending is None or pending.status != "pending":
+            return
+        body = orjson.dumps(settled.body)
+        outcome = pending._replace(status=settled.status, body=body, at=at)
+        self.outcomes[settled.command_id] = outcome
+        self.writes.outcomes.append(outcome)
+        envelope = Envelope(
+            outcome.command_id, outcome.type, outcome.tenant_id, reply_partition=outcome.reply_partition
+        )
+        self.reply(accepted._replace(envelope=envelope), settled.status, body)
 
     def reply(self, accepted: Accepted, status: str, body: bytes) -> None:
         envelope = accepted.envelope

@@ -14,7 +14,7 @@ from bus.batch import rfc3339
 from bus.lanes import INGRESS_BASE
 from bus.store import DeadLetter, Incoming, Log, Out
 from schemas import registry
-from schemas.envelope import Envelope, Headers, Malformed, decode_headers
+from schemas.envelope import Envelope, Headers, Malformed, decode_headers, header
 from schemas.messages import PLATFORM_NAMESPACE, derive
 from schemas.topics import COMMANDS, DEAD_LETTER_BODY_BYTES_MAX, INGRESS, partition_of
 
@@ -175,6 +175,8 @@ def again(letter: Letter, commands_partitions: int, at: float) -> Out:
         raise NotRetriable(f"only {len(letter.body)} of {letter.body_bytes} bytes of its body were kept")
     headers = [(name, value) for name, value in letter.headers if name not in NOT_REPEATED]
     headers.append(("ce_time", rfc3339(at).encode()))
+    if header(letter.headers, "ce_answerto"):
+        raise NotRetriable("whoever awaited it has been told that it failed")
     if letter.topic == INGRESS:
         return Out(-1, 0, INGRESS, letter.partition, letter.key, headers, letter.body, letter.tenant_id)
     try:

@@ -6,14 +6,19 @@ import asyncio
 import itertools
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from bus.limits import Limits
 from bus.rows import Aggregate
-from bus.store import Claimed
+from bus.store import Advance, Claimed, Incoming
+from infra.db import TableSpec
 
 log = logging.getLogger("agent_platform.kernel")
 
 GAPS_MAX = 5
+ENDED_ROWS_KEPT = 16
+"""Of a large aggregate: what has just ended is read by what comes next."""
 HANDED_MAX = 4_000
 """Copies awaited per lane; one that is forgotten is decided again, and changes nothing."""
 INGRESS_BASE = 10_000
@@ -23,12 +28,13 @@ INGRESS_BASE = 10_000
 class Lane:
     """Owned from a claim until the epoch is lost. Never used again afterwards.
 
-    `next_offset`: as committed. `dealt`: the same in memory, beyond copies that need no transaction of their own.
-    `polled`: the next offset to take in. `position`: of the last record made. `sent`: all records up to it are
+    `next_offset`: as committed. `dealt`: the same in memory, beyond copies and holes, which need no transaction
+    of their own. `held`: records that wait for the preparations it `awaits`, and those behind them. `polled`: the
+    next offset to take in. `position`: of the last record made. `sent`: all records up to it are
     acknowledged.
     """
 
-    def __init__(self, claimed: Claimed, aggregates_max: int) -> None:
+    def __init__(self, claimed: Claimed, limits: Limits | None = None) -> None:
         self.id = claimed.lane
         self.epoch = claimed.epoch
         self.next_offset = claimed.next_offset
@@ -45,10 +51,14 @@ class Lane:
         self.handled = 0
         self.died = 0
         self.handed: dict[str, None] = {}
+        self.held: deque[Incoming] = deque()
+        self.awaits: set[str] = set()
         self.unlisted: dict[str, tuple[int, float]] = {}
         self._floor: int | None = claimed.floor
         self.aggregates: OrderedDict[str, Aggregate] = OrderedDict()
-        self._aggregates_max = aggregates_max
+        self._limits = limits or Limits()
+        self._size = 0
+        self._grown: set[str] = set()
         self._sending: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -96,6 +106,14 @@ class Lane:
         self.gap = False
         return True
 
+    def passes(self, since: int, to: int) -> None:
+        """Nothing exists from `since` up to `to`: if that is where this lane stands, it goes on behind.
+
+        Else a hole at the topic's end would count as work that waits. The next transaction tells, as of a copy.
+        """
+        if since == self.polled == self.dealt and to > since:
+            self.polled = self.dealt = to
+
     def aggregate(self, id: str) -> Aggregate:
         found = self.aggregates.get(id)
         if found is None:
@@ -111,15 +129,34 @@ class Lane:
                 return self.handed.pop((value or b"").decode("ascii", "replace"), self) is None
         return False
 
-    def forget(self, id: str) -> None:
-        self.aggregates.pop(id, None)
+    def grew(self, id: str, size: int) -> None:
+        """The rows of an aggregate take about so many bytes more."""
+        self.aggregate(id).size += size
+        self._grown.add(id)
+        self._size += size
 
-    def shrink(self) -> None:
-        """Drop the aggregates used longest ago; call it between transactions only."""
+    def forget(self, id: str) -> None:
+        forgotten = self.aggregates.pop(id, None)
+        if forgotten is not None:
+            self._size -= forgotten.size
+
+    def shrink(self, specs: Mapping[type[Any], TableSpec]) -> None:
+        """Drop the aggregates used longest ago, and what has ended in large ones; between transactions only."""
+        limits = self._limits
         while len(self.handed) > HANDED_MAX:
             del self.handed[next(iter(self.handed))]
-        while len(self.aggregates) > self._aggregates_max:
-            self.aggregates.popitem(last=False)
+        for id in self._grown:
+            aggregate = self.aggregates.get(id)
+            if aggregate is not None and aggregate.size > limits.aggregate_bytes_max:
+                before = aggregate.size
+                aggregate.drop_ended(specs, ENDED_ROWS_KEPT)
+                self._size += aggregate.size - before
+        self._grown.clear()
+        while len(self.aggregates) > limits.aggregates_max or (
+            self._size > limits.lane_bytes_max and len(self.aggregates) > 1
+        ):
+            _, dropped = self.aggregates.popitem(last=False)
+            self._size -= dropped.size
 
     def sending(self, position: int, acknowledged: asyncio.Future[None]) -> None:
         self._sending.append((position, acknowledged))
@@ -140,3 +177,8 @@ class Lane:
 
     def forget_sending(self) -> None:
         self._sending.clear()
+
+
+def standing(lane: Lane) -> Advance:
+    """A lane as it stands, to be locked or written as it is."""
+    return Advance(lane.id, lane.epoch, lane.next_offset, lane.dealt, lane.position, lane.sent, lane.floor)

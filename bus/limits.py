@@ -13,11 +13,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`unlisted_seconds`: so long a step may last before its lease is listed. Far below a lease's time."""
+    """`deciding_seconds_max`: of CPU time, for one batch. `unlisted_seconds`: so long a step may last before its
+    lease is listed. Far below a lease's time.
+    """
 
     rows_max: int = 4_096
     aggregates_max: int = 400
+    aggregate_bytes_max: int = 256 * 1024
+    lane_bytes_max: int = 8 * 1024 * 1024
     facts_max: int = 256
+    facts_bytes_max: int = 16 * 1024 * 1024
+    deciding_seconds_max: float = 0.1
     dead_ratio: float = 0.01
     dead_window_records: int = 1_000
     record_age_seconds_max: float = 7 * 86_400
@@ -37,3 +43,5 @@ class Defences:
     dead_letters: bool = True
     lasting_leases: bool = True
     left_leases: bool = True
+    answers: bool = True
+    tombstones: bool = True

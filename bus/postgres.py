@@ -60,11 +60,14 @@ _LOCK = """SELECT ap_fence($1::int2[], ARRAY(
 _ADMIT_INBOX = """WITH u AS (SELECT * FROM unnest($1::uuid[], $2::int2[], $3::float8[]) AS u(message_id, redrive, at)),
 i AS (INSERT INTO inbox SELECT * FROM u ON CONFLICT DO NOTHING RETURNING message_id, redrive)
 SELECT message_id, redrive FROM u EXCEPT SELECT message_id, redrive FROM i"""
-_ADMIT_OUTCOMES = """INSERT INTO command_outcome (command_id, tenant_id, type, fingerprint, status, body, created_at)
-SELECT id, tenant, type, fingerprint, 'pending', '', at
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::float8[]) AS u(id, tenant, type, fingerprint, at)
+_ADMIT_OUTCOMES = """INSERT INTO command_outcome (command_id, tenant_id, type, fingerprint, status, body, created_at,
+  reply_partition, deferred)
+SELECT id, tenant, type, fingerprint, 'pending', '', at, reply, false
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::float8[], $6::int2[])
+  AS u(id, tenant, type, fingerprint, at, reply)
 ON CONFLICT DO NOTHING RETURNING command_id"""
-_STORED_OUTCOMES = """SELECT command_id, tenant_id, type, fingerprint, status, body, created_at
+_STORED_OUTCOMES = """SELECT command_id, tenant_id, type, fingerprint, status, body, created_at,
+  reply_partition, deferred
 FROM command_outcome WHERE command_id = ANY($1::uuid[])"""
 _CLAIM = """UPDATE lane SET epoch = epoch + 1, owner = $2, claimed_at = clock_timestamp(), stopped = ''
 WHERE id = ANY($1::int2[]) RETURNING id, epoch, next_offset, position, sent, floor"""
@@ -112,6 +115,12 @@ class PostgresStore:
     async def save(self, connection: Any, writes: Writes) -> None:
         sql, arguments = self._statements.of(writes)
         await connection.fetchval(sql, *arguments)
+
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        async with self._connection() as connection:
+            with _PortErrors():
+                rows = await connection.fetch(f"{_select(spec)} WHERE id = ANY($1::uuid[])", ids)
+        return [load_row(spec, row) for row in rows]
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         async with self._connection() as connection:
@@ -205,12 +214,13 @@ class PostgresUnit:
                 repeats = frozenset((str(row[0]), row[1]) for row in rows)
             if outcomes:
                 ordered = sorted(outcomes, key=lambda outcome: outcome.command_id)
-                arrays = tuple_arrays([(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at) for o in ordered])
+                arrays = tuple_arrays(
+                    [(o.command_id, o.tenant_id, o.type, o.fingerprint, o.at, o.reply_partition) for o in ordered]
+                )
                 fresh = {str(row[0]) for row in await self.connection.fetch(_ADMIT_OUTCOMES, *arrays)}
                 known = [o.command_id for o in ordered if o.command_id not in fresh]
                 if known:
-                    rows = await self.connection.fetch(_STORED_OUTCOMES, known)
-                    stored = {str(row[0]): Outcome(str(row[0]), *row[1:]) for row in rows}
+                    stored = await self.stored_outcomes(known)
         return Admitted(repeats, stored)
 
     async def load(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
@@ -218,6 +228,11 @@ class PostgresUnit:
 
     async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
         return await self._select(spec, f"{spec.parent} = ANY($1::uuid[]) AND ({spec.live_sql})", parents)
+
+    async def stored_outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        with _PortErrors():
+            rows = await self.connection.fetch(_STORED_OUTCOMES, ids)
+        return {str(row[0]): Outcome(str(row[0]), *row[1:]) for row in rows}
 
     async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
         with _PortErrors():
@@ -230,13 +245,15 @@ class PostgresUnit:
             await self._store.save(self.connection, writes)
 
     async def _select(self, spec: TableSpec, condition: str, ids: Sequence[str]) -> list[Any]:
-        names = ", ".join(f'"{column.name}"' for column in spec.columns)
         lock = " ORDER BY id FOR NO KEY UPDATE" if spec.volatile else ""
         with _PortErrors():
-            rows = await self.connection.fetch(
-                f"SELECT {names} FROM {spec.name} WHERE {condition}{lock}", sorted(set(ids))
-            )
+            rows = await self.connection.fetch(f"{_select(spec)} WHERE {condition}{lock}", sorted(set(ids)))
         return [load_row(spec, row) for row in rows]
+
+
+def _select(spec: TableSpec) -> str:
+    names = ", ".join(f'"{column.name}"' for column in spec.columns)
+    return f"SELECT {names} FROM {spec.name}"
 
 
 def load_row(spec: TableSpec, row: Sequence[Any]) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from bus.answers import Answers
 from bus.batch import Accepted, Batch, Partitions
 from bus.dead_letters import letter_of
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
 from bus.store import Incoming, Out
 from schemas import registry
+from schemas.decider import Answer
 from schemas.envelope import Envelope, Malformed, decode_headers
 from schemas.messages import SCHEMA_VERSION, UUID_PATTERN, Command
 from schemas.topics import COMMANDS, MESSAGE_BYTES_MAX, partition_of
@@ -27,15 +29,27 @@ class Ingress(Protocol):
 
 
 class Reception:
-    """Decodes what comes in: checks who may send it, whom it is for, and whether this release knows it."""
+    """Decodes what comes in: checks who may send it, whom it is for, and whether this release knows it.
+
+    `commands`: those that are decided here, by their names.
+    """
 
     def __init__(
-        self, partitions: Partitions, clock: Clock, limits: Limits, defences: Defences, ingress: Ingress | None
+        self,
+        commands: Mapping[str, type[Command]],
+        partitions: Partitions,
+        clock: Clock,
+        limits: Limits,
+        defences: Defences,
+        answers: Answers,
+        ingress: Ingress | None,
     ) -> None:
+        self._commands = commands
         self._partitions = partitions
         self._clock = clock
         self._limits = limits
         self._defences = defences
+        self._answers = answers
         self._ingress = ingress
 
     def accept(self, batch: Batch, records: Sequence[Incoming]) -> list[Accepted]:
@@ -56,8 +70,8 @@ class Reception:
                 continue
             try:
                 envelope = decode_headers(record.headers)
-                if batch.poison is not None and lane.ingress:
-                    raise Malformed("poison", batch.poison)
+                if batch.condemned is not None and lane.ingress:
+                    raise Malformed(*batch.condemned)
                 if len(record.body or b"") > MESSAGE_BYTES_MAX:
                     raise Malformed("message_too_large", f"a message is at most {MESSAGE_BYTES_MAX} bytes")
                 if lane.ingress:
@@ -80,7 +94,9 @@ class Reception:
             raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
         if not envelope.tenant_id:
             raise Malformed("missing_header", "ce_tenantid is required")
-        command = registry.decode_command(envelope.type, record.body, trusted=not envelope.fingerprint)
+        command = registry.decode_command(
+            envelope.type, record.body, trusted=not envelope.fingerprint, commands=self._commands
+        )
         aggregate_id = command.aggregate_id(envelope.tenant_id, envelope.id)
         if record.offset >= 0:
             if record.key != aggregate_id.encode():
@@ -91,6 +107,8 @@ class Reception:
             age = self._clock.now() - record.timestamp if record.timestamp else 0.0
             if age > self._limits.record_age_seconds_max:
                 raise Malformed("expired", f"the record is {age:.0f} s old")
+        if envelope.fingerprint and envelope.answer_to:
+            envelope = envelope._replace(answer_to="")  # Only our lanes may say whom to tell.
         return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
 
     def _forward(self, batch: Batch, lane: Lane, record: Incoming, envelope: Envelope) -> None:
@@ -105,10 +123,12 @@ class Reception:
         )
 
     def bury(self, batch: Batch, lane: Lane, record: Incoming, code: str, detail: str) -> None:
-        """A record is refused for good: a dead letter with its reason, a failed outcome, and its run is told."""
+        """A record is refused for good: a dead letter with its reason; whoever awaits it is told."""
         letter = letter_of(record, lane.id, code, detail, batch.at)
         if self._defences.dead_letters:
             batch.bury(lane, letter)
+        if self._defences.answers and not lane.ingress:
+            self._answers.buried(batch, lane, record, Answer(code=code, detail=detail))
         if not any(name == "ce_fingerprint" for name, _ in record.headers):
             batch.died[lane.id] = batch.died.get(lane.id, 0) + 1  # What strangers send says nothing about us.
         log.warning("dead letter %s/%d@%d: %s: %s", letter.topic, letter.partition, record.offset, code, detail[:200])

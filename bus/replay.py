@@ -10,7 +10,7 @@ from typing import Any, Self
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from bus.consumer import Consumer
+from bus.consumer import Consumer, Held
 from schemas.topics import BROKER_MESSAGE_BYTES_MAX
 
 RECORDS_MAX = 1_000
@@ -28,10 +28,18 @@ class ReadStalled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Which offsets a partition holds: from `begin` up to, not including, `end`."""
+    """Which offsets of a partition can be read: from `begin` up to, not including, `end`.
+
+    `hidden`: how many offsets from `end` on are held back by an open transaction.
+    """
 
     begin: int
     end: int
+    hidden: int = 0
+
+    def holds(self, offset: int) -> bool:
+        """Whether somebody who reads the partition may stand there."""
+        return self.begin <= offset <= self.end + self.hidden
 
 
 class TopicReader:
@@ -61,15 +69,20 @@ class TopicReader:
         await self._admin.close()
 
     async def extents(self, topic: str) -> dict[int, Extent]:
-        """Where each partition of a topic begins and ends now. Raises TopicMissing."""
+        """Where each partition of a topic begins and where reading it ends now. Raises TopicMissing."""
         name = self._prefix + topic
         if name not in await self._admin.list_topics():
             raise TopicMissing(f"there is no topic {name}")
         (described,) = await self._admin.describe_topics([name])
         places = [TopicPartition(name, each["partition"]) for each in described["partitions"]]
-        begins = await self._consumer.beginning_offsets(places)
-        ends = await self._consumer.end_offsets(places)
-        return {place.partition: Extent(begins[place], ends[place]) for place in sorted(places)}
+        found = await self._consumer.bounds(sorted(places))
+        return {place.partition: Extent(each.begin, each.end, each.high - each.end) for place, each in found.items()}
+
+    async def held(self, topic: str, partition: int, extent: Extent) -> Held | None:
+        """The open transaction that hides what is behind the extent, if it is still open."""
+        if not extent.hidden:
+            return None
+        return await self._consumer.held(TopicPartition(self._prefix + topic, partition), extent.end)
 
     async def read(self, topic: str, partition: int, extent: Extent) -> AsyncIterator[list[Any]]:
         """The partition's records in order, some hundred at a time. Raises ReadStalled."""
@@ -78,11 +91,12 @@ class TopicReader:
         place = TopicPartition(self._prefix + topic, partition)
         self._consumer.assign([place])
         self._consumer.seek(place, extent.begin)
-        idle = 0
-        while await self._consumer.position(place) < extent.end:
+        idle, at = 0, extent.begin
+        while at < extent.end:
             found = await self._consumer.getmany(timeout_ms=IDLE_MILLISECONDS, max_records=RECORDS_MAX)
             records = [record for record in found.get(place, ()) if record.offset < extent.end]
-            idle = 0 if found else idle + 1
+            before, at = at, await self._consumer.position(place)
+            idle = 0 if at > before else idle + 1  # It moves without records over what was aborted.
             if idle > IDLE_POLLS_MAX:
                 raise ReadStalled(f"{place.topic}/{partition} does not reach offset {extent.end}")
             if records:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
 from infra.db import TableSpec
+from outbox.tombstones import Tombstone
 from schemas.decider import Key, Missing, Row
 
 _UNKNOWN: Any = object()
@@ -14,21 +17,44 @@ _UNKNOWN: Any = object()
 class Aggregate:
     """What is in memory of one aggregate. `whole`: created under this epoch, so what is not here does not exist.
 
-    `groups`: row types of which all live rows are here.
+    `groups`: row types of which all live rows are here. `gone`: what retention has left of it. `dropped`: ids of rows
+    that were here and exist, but have left memory. `size`: about how many bytes its rows take as JSON.
     """
 
-    __slots__ = ("groups", "rows", "whole")
+    __slots__ = ("dropped", "gone", "groups", "rows", "size", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[Key, Any] = {}
         self.groups: set[type[Any]] = set()
         self.whole = False
+        self.gone: Tombstone | None = None
+        self.dropped: set[str] = set()
+        self.size = 0
+
+    def drop_ended(self, specs: Mapping[type[Any], TableSpec], kept: int) -> None:
+        """Let rows that are not live leave memory, but for the `kept` ones that came last."""
+        ended = [key for key, row in self.rows.items() if row is not None and not specs[key[0]].live(row)]
+        for key in ended[: len(ended) - kept]:
+            del self.rows[key]
+            self.dropped.add(key[1])
+        self.size = sum(weight(row, specs[kind]) for (kind, _), row in self.rows.items() if row is not None)
+
+
+def weight(row: Any, spec: TableSpec) -> int:
+    """About how many bytes a row takes as JSON."""
+    return sum(_length(getattr(row, column.name)) for column in spec.columns)
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return len(orjson.dumps(value)) if isinstance(value, dict | list) else 8
 
 
 class View:
     """`Rows` for one decision: the aggregate in memory under the changes made so far."""
 
-    __slots__ = ("_aggregate", "_facts", "_held", "_owner", "_specs", "changed")
+    __slots__ = ("_aggregate", "_facts", "_held", "_owner", "_specs", "_tenant_id", "changed")
 
     def __init__(
         self,
@@ -37,13 +63,20 @@ class View:
         specs: Mapping[type[Any], TableSpec],
         held: set[Key],
         owner: str,
+        tenant_id: str,
     ) -> None:
         self._aggregate = aggregate
         self._facts = facts
         self._specs = specs
         self._held = held
         self._owner = owner
+        self._tenant_id = tenant_id
         self.changed: dict[Key, Any] = {}
+
+    def hide(self) -> None:
+        """The aggregate is another tenant's: for this decision there is none."""
+        self._aggregate = Aggregate()
+        self._aggregate.whole = True
 
     def get(self, kind: type[Any], id: str) -> Any:
         key = (kind, id)
@@ -79,15 +112,18 @@ class View:
 
     def fact(self, kind: type[Any], id: str) -> Any:
         try:
-            return self._facts[kind, id]
+            row = self._facts[kind, id]
         except KeyError:
             raise Missing(facts=((kind, id),)) from None
+        return row if row is not None and row.tenant_id == self._tenant_id else None
 
     def _known(self, key: Key) -> Any:
         """The row as far as memory may be trusted: a volatile row only if it is ours or locked."""
         aggregate = self._aggregate
         row = aggregate.rows.get(key, _UNKNOWN)
         if row is _UNKNOWN:
+            if key[1] in aggregate.dropped:
+                return _UNKNOWN
             if aggregate.whole or (key[0] in aggregate.groups and self._specs[key[0]].whole):
                 return None
             return _UNKNOWN

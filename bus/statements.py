@@ -185,12 +185,15 @@ def tuple_arrays(rows: Sequence[tuple[Any, ...]]) -> Arrays:
 
 
 def _outcome_arrays(outcomes: list[Outcome]) -> Arrays:
-    return tuple_arrays([(o.command_id, o.status, o.body, o.at) for o in outcomes])
+    return tuple_arrays([(o.command_id, o.status, o.body, o.at, o.deferred) for o in outcomes])
 
 
 def _new_outcome_arrays(outcomes: list[Outcome]) -> Arrays:
     return tuple_arrays(
-        sorted((o.command_id, o.tenant_id, o.type, o.fingerprint, o.status, o.body, o.at) for o in outcomes)
+        sorted(
+            (o.command_id, o.tenant_id, o.type, o.fingerprint, o.status, o.body, o.at, o.reply_partition, o.deferred)
+            for o in outcomes
+        )
     )
 
 
@@ -220,7 +223,7 @@ def _dead_letter_sql(values: Mapping[str, str], source: str) -> str:
     return (
         f", letters AS (INSERT INTO dead_letter ({into}, status, redrives)"
         f" SELECT {', '.join(values.values())}, 'dead', 0 FROM {source}"
-        " ON CONFLICT (id) DO UPDATE SET status = 'dead', redrives = dead_letter.redrives + 1)"
+        " ON CONFLICT (id) DO UPDATE SET status = 'dead', at = EXCLUDED.at, redrives = dead_letter.redrives + 1)"
     )
 
 
@@ -262,14 +265,14 @@ class Statements:
             "command_outcome",
             _columns(
                 "command_id uuid, tenant_id text, type text, fingerprint text, status text, body bytea,"
-                " created_at float8"
+                " created_at float8, reply_partition int2, deferred bool"
             ),
             _new_outcome_arrays,
         )
         self._outcomes = _update(
             "outcomes",
             "command_outcome",
-            _columns("command_id uuid, status text, body bytea, created_at float8"),
+            _columns("command_id uuid, status text, body bytea, created_at float8, deferred bool"),
             _outcome_arrays,
         )
         self._dead_letters = _Part(_dead_letter_sql, _DEAD, _dead_letter_arrays)

@@ -89,7 +89,11 @@ class Timer(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a command from outside. `status`: succeeded, rejected or failed."""
+    """What became of a command from outside. `status`: succeeded, rejected, failed; pending if that comes later.
+
+    `reply_partition`: where whoever waits for it listens; -1 if nobody does. `deferred`: it came, or comes, later than
+    the decision of its command.
+    """
 
     command_id: str
     tenant_id: str
@@ -98,6 +102,8 @@ class Outcome(NamedTuple):
     status: str
     body: bytes
     at: float
+    reply_partition: int = -1
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,8 @@ class Advance(NamedTuple):
 class Writes:
     """What one transaction writes. Rows are sorted by id when written, so that no two deadlock.
 
-    `outcomes` were reserved by `admit` in the same transaction; `inbox` and `new_outcomes` were not: one that is
-    there already makes the store refuse everything (Poison).
+    `outcomes` were reserved by `admit` in the same transaction, or earlier if they were deferred; `inbox` and
+    `new_outcomes` were not: one that is there already makes the store refuse everything (Poison).
     """
 
     advances: list[Advance] = field(default_factory=list)
@@ -191,6 +197,9 @@ class Unit(Protocol):
     async def load_live(self, spec: TableSpec, parents: Sequence[str]) -> list[Any]:
         """All live rows of these aggregates, likewise."""
 
+    async def stored_outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        """The stored outcomes there are, by command id."""
+
     async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
         """Take away the due timers of these lanes, the longest due first, at most 300."""
 
@@ -204,6 +213,9 @@ class Store(Protocol):
 
     async def write(self, writes: Writes) -> None:
         """`lock` and `save` in one statement that is its own transaction. Raises as `unit` does, and Fenced."""
+
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        """The rows there are, as they are committed now. Raises Unavailable."""
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         """Raise the lanes' epochs, waiting for transactions of their former owner."""

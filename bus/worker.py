@@ -40,6 +40,8 @@ SWEEP_SECONDS = 0.25
 COMMIT_SECONDS = 2.0
 RECLAIM_SECONDS = 0.25
 INTAKE_RECORDS_MAX = 2_000
+INTAKE_BYTES_MAX = 32 * 1024 * 1024
+"""Fetched and not handled yet: beyond either nothing more is fetched."""
 
 
 class DatabaseClock:
@@ -86,6 +88,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._records_max = records_max
         self._on_batch = on_batch
         self._intake: deque[Incoming] = deque()
+        self._intake_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -94,6 +97,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stopping = asyncio.Event()
         self._busy = asyncio.Lock()
         self._stored_stops: set[tuple[int, int]] = set()
+        self._paced: set[int] = set()
         self._broker = KafkaBroker(
             bootstrap,
             client_id=client_id,
@@ -124,6 +128,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             description="Every command, keyed by its aggregate.",
         )
         self._subscriber(self._on_records)
+        kernel.preparations.wake = self._wake.set
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -145,13 +150,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._claim()
                 await self._mend()
                 records = self._take()
-                if records:
+                if records or self.kernel.preparations.ready:
                     started = time.perf_counter()
                     try:
                         await self.kernel.handle(records)
                     except Unavailable as error:
                         log.error("Postgres is away, these lanes wait for it: %s", error)
                     self._seek_back()
+                    self._pace()
                     if self._on_batch is not None:
                         self._on_batch(len(records), time.perf_counter() - started)
                 now = time.monotonic()
@@ -202,9 +208,16 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         return self.kernel.lanes
 
     def end_offset(self, lane: int) -> int:
-        """Where the topic of a lane ended when records of it were fetched last; 0 if none have been yet."""
+        """Where reading the topic of a lane ended when it was fetched last; 0 if it has not been yet."""
         place = self._place(lane)
-        return int(self._consumer.highwater(place) or 0) if place in self._consumer.assignment() else 0
+        return int(self._consumer.last_stable_offset(place) or 0) if place in self._consumer.assignment() else 0
+
+    def held_back(self, lane: int) -> int:
+        """How many offsets of a lane's topic an open transaction held back when it was fetched last."""
+        place = self._place(lane)
+        if place not in self._consumer.assignment():
+            return 0
+        return max(0, int(self._consumer.highwater(place) or 0) - self.end_offset(lane))
 
     # --- records ---------------------------------------------------------------------------------------------
 
@@ -240,8 +253,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
             )
             for record in records
         )
+        self._intake_bytes += sum(len(record.value or b"") for record in records)
         self._wake.set()
-        if len(self._intake) > INTAKE_RECORDS_MAX:
+        if len(self._intake) > INTAKE_RECORDS_MAX or self._intake_bytes > INTAKE_BYTES_MAX:
             self._room.clear()
             await self._room.wait()
 
@@ -256,9 +270,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
     def _take(self) -> list[Incoming]:
         intake = self._intake
         taken = [intake.popleft() for _ in range(min(len(intake), self._records_max))]
-        if len(intake) < INTAKE_RECORDS_MAX // 2:
-            self._room.set()
+        self._intake_bytes -= sum(len(record.body) for record in taken)
+        self._make_room()
         return taken
+
+    def _make_room(self) -> None:
+        if len(self._intake) < INTAKE_RECORDS_MAX // 2 and self._intake_bytes < INTAKE_BYTES_MAX // 2:
+            self._room.set()
 
     def _lane_id(self, topic: str, partition: int) -> int:
         return partition + (INGRESS_BASE if topic == self._prefix + INGRESS else 0)
@@ -323,13 +341,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
         """Read on from where each lane stands; one whose topic does not reach there stops."""
         consumer = self._consumer
         places = {lane: self._place(lane.id) for lane in lanes}
-        ends = await consumer.end_offsets(list(places.values()))
-        begins = await consumer.beginning_offsets(list(places.values()))
+        bounds = await consumer.bounds(places.values())
         for lane, place in places.items():
-            if lane.next_offset > ends[place]:
-                lane.stopped = f"next offset {lane.next_offset} is beyond the topic's end {ends[place]}"
-            elif lane.next_offset < begins[place]:
-                lane.stopped = f"next offset {lane.next_offset} is before the topic's beginning {begins[place]}"
+            if lane.next_offset > bounds[place].high:
+                lane.stopped = f"next offset {lane.next_offset} is beyond the topic's end {bounds[place].high}"
+            elif lane.next_offset < bounds[place].begin:
+                lane.stopped = f"next offset {lane.next_offset} is before the topic's beginning {bounds[place].begin}"
             if lane.stopped:
                 log.error("lane %d stops: %s; `ap lanes adopt` goes on", lane.id, lane.stopped)
                 consumer.pause(place)
@@ -348,9 +365,19 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                 with contextlib.suppress(IllegalStateError):
                     self._consumer.seek(self._place(lane.id), lane.polled)
 
+    def _pace(self) -> None:
+        """Fetch nothing more of a lane whose records wait for a preparation."""
+        waiting = {lane.id for lane in self.kernel.lanes.values() if lane.awaits}
+        for id in waiting ^ self._paced:
+            with contextlib.suppress(IllegalStateError):
+                (self._consumer.pause if id in waiting else self._consumer.resume)(self._place(id))
+        self._paced = waiting
+
     def _forget(self, lanes: set[int]) -> None:
         """What was fetched of these lanes comes again: else one gap would look like several."""
         self._intake = deque(record for record in self._intake if record.offset < 0 or record.lane not in lanes)
+        self._intake_bytes = sum(len(record.body) for record in self._intake)
+        self._make_room()
 
     async def _still_member(self, lanes: Sequence[int]) -> bool:
         """A commit that the group accepts proves that it still counts us as the owner."""
@@ -382,7 +409,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._stored_stops.add((lane.id, lane.epoch))
                     self._consumer.pause(self._place(lane.id))
 
+    def _pass_holes(self) -> None:
+        """Lanes that have taken all they were given go on behind what does not exist."""
+        for lane in self.kernel.lanes.values():
+            if lane.usable:
+                lane.passes(*self._consumer.passed(self._place(lane.id)))
+
     async def _sweep(self) -> None:
+        self._pass_holes()
         try:
             await self.kernel.fire_timers()
             await self.kernel.list_leases()

@@ -9,6 +9,7 @@ AUDITS = table(
     AuditRecord,
     "gateway_request_audit",
     index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
+    index("audit_age", "created_at"),
 )
 AUDIT_COLUMNS = tuple(column.name for column in AUDITS.columns)
 

@@ -15,8 +15,8 @@ from gateway.http.commands import json_response
 from gateway.http.identity import Caller
 from gateway.http.lists import page_of, shown_page
 from gateway.http.ports import Page
-from gateway.http.problems import Problem, invalid_field, not_found
-from gateway.http.routing import Listing, Read, path_id, within_object
+from gateway.http.problems import Problem, invalid_field
+from gateway.http.routing import Listing, Read, absent, path_id, within_object
 from gateway.http.state import Gateway
 from infra.db import instant
 from projections.fold import FoldRows
@@ -49,7 +49,7 @@ class ReadThen(Read):
         caller = await within_object(gateway, call, caller, self.object, id)
         then = await _then(gateway, caller.tenant, id, moment)
         if then is None:
-            raise not_found(self.object.what)
+            raise await absent(gateway, caller.tenant, self.object, id)
         return json_response(self.show(then.get(self.object.spec.row, id)))
 
 

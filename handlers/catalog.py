@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import cast
 
 from projections import catalog as known
 from projections.catalog import Definition, Version, shown_definition, shown_version
 from schemas.catalog import (
     EVENTS,
     ChangeDefinition,
+    CheckFailed,
+    CheckStarted,
     CreateDefinition,
     CreateVersion,
     DefinitionChanged,
     DefinitionCreated,
     PublishVersion,
+    TakeCheck,
+    VersionChecked,
     VersionCreated,
     VersionPublished,
 )
-from schemas.decider import Domain, Meta, Rows
+from schemas.decider import Answer, Awaited, Decision, Deferred, Domain, Meta, Rows, Settled
+from schemas.envelope import AnswerTo
 from schemas.messages import Command, JsonObject, Rejected, derive
 from schemas.problems import summary
-from schemas.workflow import dsl
+from schemas.runtime import StartSingle
+
+CHECK_SECONDS = 120.0
+"""So long a command waits for the check of a version, with its retries."""
 
 
 def version_id(message_id: str) -> str:
@@ -47,7 +55,7 @@ def create(command: CreateDefinition, rows: Rows, meta: Meta) -> Iterator[Defini
 
 
 def change(command: ChangeDefinition, rows: Rows, meta: Meta) -> Iterator[DefinitionChanged]:
-    head = _definition(rows, meta)
+    head = rows.get(Definition, meta.aggregate_id)
     if head is None or head.kind != command.kind:
         raise Rejected("not_found", f"no such {command.kind}", status=404)
     changed = DefinitionChanged(
@@ -59,69 +67,97 @@ def change(command: ChangeDefinition, rows: Rows, meta: Meta) -> Iterator[Defini
         yield changed
 
 
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """The deciders of versions. `check_code` says what the sandbox would refuse of a code node, None if nothing."""
-
-    check_code: Callable[[str], str | None] | None = None
-
-    def create_version(
-        self, command: CreateVersion, rows: Rows, meta: Meta
-    ) -> Iterator[VersionCreated | VersionPublished]:
-        if command.kind != "workflow":
-            raise Rejected("no_versions", f"an {command.kind} has no versions", status=422)
-        head = _definition(rows, meta)
-        if head is None or head.kind != command.kind:
-            pointer = f"/{command.kind}_id"
-            detail = f"no such {command.kind}"
-            error = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
-            raise Rejected("unknown_reference", f"{pointer}: {detail}", status=422, errors=(error,))
-        _refuse_archived(head)
-        problems = self._problems(command.spec)
-        if command.status == "published":
-            _refuse_errors(problems)
-        made = version_id(meta.message_id)
-        yield VersionCreated(
-            version_id=made,
-            number=head.versions + 1,
-            kind=command.kind,
-            spec=command.spec,
-            problems=problems,
-            description=command.description,
-        )
-        if command.status == "published":
-            yield VersionPublished(version_id=made)
-
-    def publish(self, command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[VersionPublished]:
-        rows.want(Version, [command.version_id])
-        head = _definition(rows, meta)
-        version = rows.get(Version, command.version_id)
-        if head is None or version is None or version.definition_id != head.id:
-            raise Rejected("not_found", "no such version", status=404)
-        if version.status == "published":
-            return
-        _refuse_archived(head)
-        # Checked anew: what the draft was told may be older than the rules that hold now.
-        _refuse_errors(self._problems(version.spec))
-        yield VersionPublished(version_id=version.id)
-
-    def _problems(self, spec: JsonObject) -> list[JsonObject]:
-        """What is wrong with a workflow's definition; pointers are those of the API."""
-        return [
-            {
-                "pointer": "/dsl_json" + problem.pointer,
-                "code": problem.code,
-                "detail": problem.detail,
-                "severity": problem.severity,
-            }
-            for problem in dsl.parse(spec, check_code=self.check_code)[1]
-        ]
-
-
-def _definition(rows: Rows, meta: Meta) -> Definition | None:
-    """The definition, unless it is another tenant's."""
+def create_version(command: CreateVersion, rows: Rows, meta: Meta) -> Iterator[Decision]:
+    if command.kind != "workflow":
+        raise Rejected("no_versions", f"an {command.kind} has no versions", status=422)
     head = rows.get(Definition, meta.aggregate_id)
-    return head if head is not None and head.tenant_id == meta.tenant_id else None
+    if head is None or head.kind != command.kind:
+        pointer = f"/{command.kind}_id"
+        detail = f"no such {command.kind}"
+        error = {"pointer": pointer, "code": "unknown_reference", "detail": detail}
+        raise Rejected("unknown_reference", f"{pointer}: {detail}", status=422, errors=(error,))
+    _refuse_archived(head)
+    made = version_id(meta.message_id)
+    yield VersionCreated(
+        version_id=made,
+        number=head.versions + 1,
+        kind=command.kind,
+        spec=command.spec,
+        description=command.description,
+    )
+    yield from _check(made, meta, publish=command.status == "published")
+
+
+def publish(command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[Decision]:
+    rows.want(Version, [command.version_id])
+    head = rows.get(Definition, meta.aggregate_id)
+    version = rows.get(Version, command.version_id)
+    if head is None or version is None or version.definition_id != head.id:
+        raise Rejected("not_found", "no such version", status=404)
+    if version.status == "published":
+        return
+    _refuse_archived(head)
+    # Checked anew: what the draft was told may be older than the rules that hold now.
+    yield from _check(version.id, meta, publish=True)
+
+
+def _check(version_id: str, meta: Meta, *, publish: bool) -> Iterator[Decision]:
+    """Have a version checked as a step; the outcome of the command that wants it comes with the answer."""
+    check_id = derive(meta.message_id, "check")
+    yield CheckStarted(version_id=version_id, check_id=check_id, command_id=meta.message_id, publish=publish)
+    step = StartSingle(
+        run_id=derive(meta.message_id, "run of the check"), step="check", inputs={"version_id": version_id}
+    )
+    yield Awaited(step, subject=version_id, wait_id=check_id)
+    yield Deferred(CHECK_SECONDS)
+
+
+def answered(answer_to: AnswerTo, answer: Answer) -> Command:
+    """What a check came to: its only awaited commands."""
+    problems = [] if answer.failed else answer.result["problems"]
+    return TakeCheck(
+        definition_id=answer_to.aggregate_id,
+        version_id=answer_to.subject,
+        check_id=answer_to.wait_id,
+        problems=problems,
+        code=answer.code,
+        detail=answer.detail,
+    )
+
+
+def take_check(command: TakeCheck, rows: Rows, meta: Meta) -> Iterator[Decision]:
+    rows.want(Version, [command.version_id])
+    head = rows.get(Definition, meta.aggregate_id)
+    version = rows.get(Version, command.version_id)
+    check = version.checks.get(command.check_id) if version is not None else None
+    if head is None or version is None or check is None:
+        return  # Taken before.
+    if command.code:
+        yield CheckFailed(
+            version_id=version.id, check_id=command.check_id, code=command.code, detail=command.detail[:2_000]
+        )
+        problem = Rejected("check_failed", f"{command.code}: {command.detail}"[:2_000], status=500).problem()
+        yield Settled(check["command_id"], "failed", problem | {"version_id": version.id})
+        return
+    yield VersionChecked(version_id=version.id, check_id=command.check_id, problems=command.problems)
+    refusal = _refusal(head, command.problems) if check["publish"] else None
+    if refusal is not None:
+        yield Settled(check["command_id"], "rejected", refusal.problem() | {"version_id": version.id})
+        return
+    if check["publish"] and version.status != "published":
+        yield VersionPublished(version_id=version.id)
+    shown = cast(Version, rows.get(Version, version.id))
+    yield Settled(check["command_id"], "succeeded", shown_version(shown))
+
+
+def _refusal(head: Definition, problems: list[JsonObject]) -> Rejected | None:
+    """Why a version that was checked cannot be published now; None if it can."""
+    try:
+        _refuse_archived(head)
+        _refuse_errors(problems)
+    except Rejected as refusal:
+        return refusal
+    return None
 
 
 def _refuse_archived(head: Definition) -> None:
@@ -140,33 +176,32 @@ def _refuse_errors(problems: list[JsonObject]) -> None:
 
 
 def answer(command: Command, rows: Rows, meta: Meta) -> JsonObject:
-    """What the sender is shown: the definition, or the version its command made or published."""
+    """What the sender is shown at once: the definition, or a version that was published already."""
     match command:
         case CreateDefinition() | ChangeDefinition():
             head = rows.get(Definition, meta.aggregate_id)
             if head is not None:
                 return shown_definition(head)
-        case CreateVersion() | PublishVersion():
-            made = command.version_id if isinstance(command, PublishVersion) else version_id(meta.message_id)
-            version = rows.get(Version, made)
+        case PublishVersion():
+            version = rows.get(Version, command.version_id)
             if version is not None:
                 return shown_version(version)
     raise LookupError(f"{command.type} left nothing to show")
 
 
-def domain(check_code: Callable[[str], str | None] | None = None) -> Domain:
-    versions = Versions(check_code)
-    return Domain(
-        name="catalog",
-        head=Definition,
-        decide={
-            CreateDefinition: create,
-            ChangeDefinition: change,
-            CreateVersion: versions.create_version,
-            PublishVersion: versions.publish,
-        },
-        evolve=known.evolve,
-        events=EVENTS,
-        tables=known.TABLES,
-        answer=answer,
-    )
+DOMAIN = Domain(
+    name="catalog",
+    head=Definition,
+    decide={
+        CreateDefinition: create,
+        ChangeDefinition: change,
+        CreateVersion: create_version,
+        PublishVersion: publish,
+        TakeCheck: take_check,
+    },
+    evolve=known.evolve,
+    events=EVENTS,
+    tables=known.TABLES,
+    answer=answer,
+    answered=answered,
+)

@@ -46,5 +46,6 @@ class IngressRules:
             reply_partition=-1,
             sequence=0,
             redrive=0,
+            answer_to="",
         )
         return moved, command

@@ -8,13 +8,13 @@ from typing import cast
 
 from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
-from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress
+from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
 from projections.catalog import Definition, Version
 from projections.runtime import TABLES, NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_shown import shown_node_run, shown_run
 from schemas import runtime as wire
-from schemas.decider import Decision, Domain, Meta, Rows
+from schemas.decider import Decision, Domain, Key, Meta, Rows
 from schemas.messages import Command, JsonObject, Rejected
 from schemas.problems import summary
 from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure
@@ -32,13 +32,14 @@ class Runtime:
     """
 
     programs: Programs
-    step_kinds: frozenset[str] = frozenset({"code"})
+    step_kinds: frozenset[str] = frozenset({"code", "check"})
     check_tokens: bool = True
     share: int = NODES_PER_MESSAGE_MAX
 
     def domain(self) -> Domain:
         decide: Mapping[type[Command], Callable[..., Iterable[Decision]]] = {
             wire.CreateRun: self.create,
+            wire.StartSingle: self.start_single,
             wire.CancelRun: self.cancel,
             wire.ExecuteRun: self.execute_run,
             wire.ExecuteNode: self.execute_node,
@@ -60,6 +61,7 @@ class Runtime:
             tables=TABLES,
             answer=answer,
             failed=failed,
+            facts={wire.CreateRun: _facts},
             ended=lambda run: run.status in RUN_ENDED,
         )
 
@@ -91,6 +93,19 @@ class Runtime:
             initial_node=initial.node_id if initial else None,
         )
         yield from self._progress(rows, meta).begin(initial.node_id if initial else None)
+
+    def start_single(self, command: wire.StartSingle, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        if rows.get(Run, meta.aggregate_id) is not None:
+            return  # A repeat: whoever awaits it is told by the run that is there.
+        yield wire.RunCreated(
+            workflow_id=wire.PLATFORM_WORKFLOW_ID,
+            workflow_version_id=wire.PLATFORM_VERSION_ID,
+            inputs=command.inputs,
+            initial_node=command.step,
+            kind="single",
+            origin=wire.Origin(answer_to=meta.answer_to) if meta.answer_to else None,
+        )
+        yield from self._progress(rows, meta).begin(command.step)
 
     def cancel(self, command: wire.CancelRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
@@ -143,7 +158,7 @@ class Runtime:
                 if any(row.leased_by for row in rows.live(NodeRun)):
                     raise Rejected("steps_in_flight", "steps of this run are being executed")
                 yield from progress.withdraw()
-                yield wire.RunCompleted(output=progress.output(), output_text=run.output_text)
+                yield from ended(run, wire.RunCompleted(output=progress.output(), output_text=run.output_text))
             case "running":
                 raise Rejected("run_waits", "a run that waits runs again when what it waits for comes")
 
@@ -252,13 +267,15 @@ class Runtime:
             yield wire.RunFailing(error=command.error)
         for row in sorted(rows.live(NodeRun), key=lambda row: row.seq):
             yield wire.NodeCancelled(node_run_id=row.id)
-        yield wire.RunFailed(error=command.error)
+        yield from ended(run, wire.RunFailed(error=command.error))
 
     # --- shared ----------------------------------------------------------------------------------------------
 
     def _progress(self, rows: Rows, meta: Meta) -> Progress:
         run = cast(Run, rows.get(Run, meta.aggregate_id))
-        program = self.programs.of(cast(Version, rows.fact(Version, run.workflow_version_id)))
+        program = self.programs.known(run.workflow_version_id)
+        if program is None:
+            program = self.programs.of(cast(Version, rows.fact(Version, run.workflow_version_id)))
         return Progress(rows, program, meta.aggregate_id, meta, self._available, self.share)
 
     def _available(self, node: Node) -> bool:
@@ -295,6 +312,12 @@ def failed(command: Command, code: str, detail: str) -> Command | None:
     return wire.FailRun(run_id=command.run_id, error=Failure(code=code, message=f"{command.type}: {detail}"[:2_000]))
 
 
+def _facts(command: wire.CreateRun) -> list[Key]:
+    """The workflow whose latest version is wanted; a version by its id is in memory mostly."""
+    latest = command.workflow_version_id is None and command.workflow_id is not None
+    return [(Definition, cast(str, command.workflow_id))] if latest else []
+
+
 def _version(command: wire.CreateRun, rows: Rows, meta: Meta) -> Version:
     """The version to run. "Latest" is resolved here, once; the event records what it was."""
     version_id = command.workflow_version_id
@@ -302,13 +325,13 @@ def _version(command: wire.CreateRun, rows: Rows, meta: Meta) -> Version:
         if command.workflow_id is None:
             raise _invalid("/workflow_version_id", "workflow_id or workflow_version_id is required")
         head = rows.fact(Definition, command.workflow_id)
-        if head is None or head.tenant_id != meta.tenant_id or head.kind != "workflow":
+        if head is None or head.kind != "workflow":
             raise _invalid("/workflow_id", "there is no such workflow")
         if head.latest_published is None:
             raise Rejected("no_published_version", f"workflow {head.code!r} has no published version")
         version_id = head.latest_published
     version = rows.fact(Version, version_id)
-    if version is None or version.tenant_id != meta.tenant_id or version.kind != "workflow":
+    if version is None or version.kind != "workflow":
         raise _invalid("/workflow_version_id", "there is no such workflow version")
     if command.workflow_id not in (None, version.definition_id):
         raise _invalid("/workflow_id", "the version belongs to another workflow")
@@ -336,7 +359,7 @@ def _invalid(pointer: str, detail: str) -> Rejected:
 
 def _run(rows: Rows, meta: Meta) -> Run:
     run = rows.get(Run, meta.aggregate_id)
-    if run is None or run.tenant_id != meta.tenant_id:
+    if run is None:
         raise Rejected("run_not_found", "there is no such run", status=404)
     return run
 

@@ -189,11 +189,13 @@ def table(
     whole: bool = False,
     volatile: Callable[[Any], bool] | None = None,
     storage: str = "",
+    within: sa.MetaData = metadata,
 ) -> TableSpec:
     """The table of these rows. Raises TypeError if their type has slots, no `id` first, or a field of unknown type.
 
     A field that may be None is a column that may be null. Updates write all columns but `id`, `tenant_id`, the
     parent, and those declared `Once`. `storage`: Postgres' storage parameters.
+    `within`: where it is declared, if it is none of the platform's.
     """
     hints = get_type_hints(row, include_extras=True)
     names = [field.name for field in fields(row)]
@@ -201,7 +203,7 @@ def table(
         raise TypeError(f"{row.__name__} must begin with its id and have no slots: rows are written by attribute")
     declared = [_Declared.of(name, hints[name]) for name in names]
     made = sa.Table(
-        name, metadata, *(each.column() for each in declared), *(each.declared() for each in indexes),
+        name, within, *(each.column() for each in declared), *(each.declared() for each in indexes),
         info={"storage": storage},
     )  # fmt: skip
     columns = tuple(_column(column) for column in made.columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from handlers import access, catalog
@@ -15,14 +15,13 @@ from schemas.decider import Domain, Evolve
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What deciders are given by where they run. `check_code`: what is wrong with a code node; None: not checked.
+    """What deciders are given by where they run. `step_kinds`: the steps that can be executed here.
 
-    `step_kinds`: the steps that can be executed here. `check_tokens` and `share` are for tests.
+    `check_tokens` and `share` are for tests.
     """
 
     programs: Programs = field(default_factory=Programs)
-    step_kinds: frozenset[str] = frozenset({"code"})
-    check_code: Callable[[str], str | None] | None = None
+    step_kinds: frozenset[str] = frozenset({"code", "check"})
     check_tokens: bool = True
     share: int = NODES_PER_MESSAGE_MAX
 
@@ -30,7 +29,7 @@ class Installation:
 def domains(installed: Installation) -> tuple[Domain, ...]:
     """Every domain, deciding as this installation can."""
     return (
-        catalog.domain(installed.check_code),
+        catalog.DOMAIN,
         Runtime(installed.programs, installed.step_kinds, installed.check_tokens, installed.share).domain(),
         access.DOMAIN,
     )

@@ -30,6 +30,9 @@ OTHER_NAMES = {
 
 _HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
+LETTER_DAYS_MIN = 31
+"""A day more than the topic keeps their records: else one of them would lack its row."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Partitions = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -119,6 +122,14 @@ class Settings(BaseSettings):
     code_sandbox: Literal["monty", "bubblewrap"] = "monty"
     max_timeout_seconds: Annotated[float, Field(gt=0, le=3600, description="longest code or tool call")] = 30
 
+    # Retention: how many days things are kept; 0: for ever
+    retention_runs_days: Annotated[float, Field(ge=0, description="ended runs, as long as outcomes of commands")] = 30
+    retention_audits_days: Annotated[float, Field(ge=0, description="audit records of requests")] = 90
+    retention_dead_letters_days: Annotated[float, Field(ge=0, description="dead letters nobody dealt with")] = 90
+    retention_handled_dead_letters_days: Annotated[
+        float, Field(ge=0, description="dead letters retried or dropped; at least 31")
+    ] = 31
+
     # Metrics and traces
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[Port | None, Field(description="of GET /metrics; 0: any free one; none: off")] = None
@@ -181,6 +192,9 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}LEASE_RENEW_SECONDS must be at most half of {PREFIX}LEASE_SECONDS")
         if self.gateway_instance >= self.replies_partitions:
             raise ValueError(f"{PREFIX}GATEWAY_INSTANCE must be below {PREFIX}REPLIES_PARTITIONS")
+        for field in ("retention_dead_letters_days", "retention_handled_dead_letters_days"):
+            if 0 < getattr(self, field) < LETTER_DAYS_MIN:
+                raise ValueError(f"{setting_name(field)} must be at least {LETTER_DAYS_MIN}, or 0 for ever")
         if self.topic_min_insync_replicas > self.topic_replication_factor:
             raise ValueError(f"{PREFIX}TOPIC_MIN_INSYNC_REPLICAS must not exceed {PREFIX}TOPIC_REPLICATION_FACTOR")
         return self

@@ -96,10 +96,13 @@ OUTCOME = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
+    sa.Column("reply_partition", sa.SmallInteger, nullable=False),
+    sa.Column("deferred", sa.Boolean, nullable=False),
     sa.Index("outcome_age", "created_at"),
 )
-"""What became of a command from outside: status pending (only inside its transaction), succeeded, rejected or
-failed; body is the result, or the problem with its `code`, `detail`, `status` and `errors`."""
+"""What became of a command from outside: status pending (inside its transaction, or `deferred`), succeeded, rejected
+or failed; body is the result, or the problem with its `code`, `detail`, `status` and `errors`. `reply_partition`: where
+whoever waits for it listens, -1 for nobody."""
 
 DEAD_LETTER = sa.Table(
     "dead_letter",
@@ -123,4 +126,4 @@ DEAD_LETTER = sa.Table(
     sa.Column("at", Instant, nullable=False),
     sa.Index("dead_letter_newest", "at"),
 )
-"""Refused records, for `ap dlq`: status dead, retried or dropped. The body is cut at 64 KiB."""
+"""Refused records, for `ap dlq`: status dead, retried or dropped; `at`: when it last died. Bodies are cut at 64 KiB."""

@@ -40,7 +40,8 @@ class Version:
     number: Once[int]
     status: str
     spec: Once[JsonObject]
-    problems: Once[list[JsonObject]]
+    problems: list[JsonObject]
+    checks: JsonObject
     description: Once[str]
     created_at: Once[Moment]
     published_at: Moment
@@ -53,6 +54,8 @@ VERSIONS = table(
     index("definition_version_newest", "tenant_id", "kind", "created_at", "id"),
     index("definition_version_of", "definition_id"),
     parent="definition_id",
+    live=lambda version: False,
+    live_sql="false",
 )
 TABLES: tuple[TableSpec, ...] = (DEFINITIONS, VERSIONS)
 
@@ -68,8 +71,19 @@ def evolve(rows: Rows, recorded: Recorded[wire.CatalogEvent]) -> Iterable[Defini
         case wire.VersionCreated():
             head = replace(_head(rows, recorded), versions=event.number)
             return [head, _version(head, event, recorded.at)]
+        case wire.CheckStarted():
+            version = _known(rows, event.version_id)
+            check = {"command_id": event.command_id, "publish": event.publish}
+            return [_head(rows, recorded), replace(version, checks={**version.checks, event.check_id: check})]
+        case wire.VersionChecked():
+            version = _known(rows, event.version_id)
+            checks = _without(version, event.check_id)
+            return [_head(rows, recorded), replace(version, problems=event.problems, checks=checks)]
+        case wire.CheckFailed():
+            version = _known(rows, event.version_id)
+            return [_head(rows, recorded), replace(version, checks=_without(version, event.check_id))]
         case wire.VersionPublished():
-            version = cast(Version, rows.get(Version, event.version_id))
+            version = _known(rows, event.version_id)
             return [
                 replace(_head(rows, recorded), latest_published=version.id),
                 replace(version, status="published", published_at=recorded.at),
@@ -102,11 +116,20 @@ def _version(head: Definition, event: wire.VersionCreated, at: float) -> Version
         number=event.number,
         status="draft",
         spec=event.spec,
-        problems=event.problems,
+        problems=[],
+        checks={},
         description=event.description,
         created_at=at,
         published_at=0.0,
     )
+
+
+def _known(rows: Rows, version_id: str) -> Version:
+    return cast(Version, rows.get(Version, version_id))
+
+
+def _without(version: Version, check_id: str) -> JsonObject:
+    return {id: check for id, check in version.checks.items() if id != check_id}
 
 
 def _created(event: wire.DefinitionCreated, recorded: Recorded[wire.CatalogEvent]) -> Definition:

@@ -56,6 +56,8 @@ class Run:
     created_at: Once[Moment]
     started_at: Moment
     ended_at: Moment
+    kind: Once[str]
+    origin: Once[JsonObject | None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,13 @@ class Mark:
     note: str
 
 
-RUNS = table(Run, "run", index("run_newest", "tenant_id", "created_at", "id"), storage="fillfactor = 70")
+RUNS = table(
+    Run,
+    "run",
+    index("run_newest", "tenant_id", "created_at", "id"),
+    index("run_ended", "kind", "ended_at", where="ended_at IS NOT NULL"),
+    storage="fillfactor = 70",
+)
 NODE_RUNS = table(
     NodeRun,
     "node_run",

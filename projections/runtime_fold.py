@@ -310,6 +310,8 @@ def _created(event: wire.RunCreated, recorded: Happened) -> Run:
         created_at=recorded.at,
         started_at=0.0,
         ended_at=0.0,
+        kind=event.kind,
+        origin=event.origin.model_dump(exclude_defaults=True) if event.origin else None,
     )
 
 

@@ -68,6 +68,22 @@ class PublishVersion(Command):
         return self.definition_id
 
 
+class TakeCheck(Command):
+    """What the check of a version found; `code`: why it found nothing."""
+
+    type: Literal["catalog.take_check"] = "catalog.take_check"
+    compare_and_set: ClassVar[bool] = True
+    definition_id: Id
+    version_id: Id
+    check_id: Id
+    problems: list[JsonObject] = Field(default_factory=list)
+    code: str = ""
+    detail: str = ""
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.definition_id
+
+
 class DefinitionCreated(Event):
     type: Literal["catalog.definition_created"] = "catalog.definition_created"
     kind: Kind
@@ -90,8 +106,36 @@ class VersionCreated(Event):
     number: int
     kind: Kind
     spec: JsonObject
-    problems: list[JsonObject] = Field(default_factory=list)
     description: str = ""
+
+
+class CheckStarted(Event):
+    """A version is being checked on behalf of a command; `publish`: it is to be published if it has no errors."""
+
+    type: Literal["catalog.check_started"] = "catalog.check_started"
+    version_id: str
+    check_id: str
+    command_id: str
+    publish: bool = False
+
+
+class VersionChecked(Event):
+    """What is wrong with a version, as the rules are now."""
+
+    type: Literal["catalog.version_checked"] = "catalog.version_checked"
+    version_id: str
+    check_id: str
+    problems: list[JsonObject] = Field(default_factory=list)
+
+
+class CheckFailed(Event):
+    """A check came to nothing."""
+
+    type: Literal["catalog.check_failed"] = "catalog.check_failed"
+    version_id: str
+    check_id: str
+    code: str
+    detail: str = ""
 
 
 class VersionPublished(Event):
@@ -99,7 +143,15 @@ class VersionPublished(Event):
     version_id: str
 
 
-CatalogCommand = CreateDefinition | ChangeDefinition | CreateVersion | PublishVersion
-CatalogEvent = DefinitionCreated | DefinitionChanged | VersionCreated | VersionPublished
+CatalogCommand = CreateDefinition | ChangeDefinition | CreateVersion | PublishVersion | TakeCheck
+CatalogEvent = (
+    DefinitionCreated
+    | DefinitionChanged
+    | VersionCreated
+    | CheckStarted
+    | VersionChecked
+    | CheckFailed
+    | VersionPublished
+)
 COMMANDS: tuple[type[Command], ...] = get_args(CatalogCommand)
 EVENTS: tuple[type[Event], ...] = get_args(CatalogEvent)

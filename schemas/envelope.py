@@ -3,7 +3,8 @@
 Source: CloudEvents 1.0.2, Kafka protocol binding 1.0.2 (binary content mode: attributes are headers `ce_*`).
 Extensions of ours: `ce_tenantid`, `ce_correlationid`, `ce_causationid`, `ce_schemaversion`, `ce_actor`,
 `ce_fingerprint` (commands from outside: what the idempotency key stands for), `ce_replypartition`
-(where the gateway instance that waits listens), `ce_sequence` (events), `ce_redrive` (n-th re-drive).
+(where the gateway instance that waits listens), `ce_answerto` (internal commands that an aggregate waits for:
+whom to tell what became of them; set by lanes only), `ce_sequence` (events), `ce_redrive` (n-th re-drive).
 """
 
 from __future__ import annotations
@@ -29,6 +30,28 @@ class Malformed(ValueError):
         self.detail = detail
 
 
+class AnswerTo(NamedTuple):
+    """Who waits for what becomes of an internal command: an aggregate of a domain, for `subject` in it, under one
+    wait. On the wire `domain/aggregate/subject/wait_id`.
+    """
+
+    domain: str
+    aggregate_id: str
+    subject: str
+    wait_id: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> AnswerTo:
+        """Raises Malformed."""
+        parts = text.split("/")
+        if len(parts) != 4 or not all(parts):
+            raise Malformed("malformed_header", "ce_answerto must be domain/aggregate/subject/wait_id")
+        return cls(*parts)
+
+
 class Envelope(NamedTuple):
     """Who sent what for whom. `time` is RFC 3339; ids are strings; `sequence` is the event's seq, else 0."""
 
@@ -46,6 +69,7 @@ class Envelope(NamedTuple):
     sequence: int = 0
     redrive: int = 0
     schema_version: int = SCHEMA_VERSION
+    answer_to: str = ""
 
     def headers(self) -> Headers:
         found: Headers = [
@@ -73,6 +97,8 @@ class Envelope(NamedTuple):
             found.append(("ce_schemaversion", b"%d" % self.schema_version))
         if self.reply_partition >= 0:
             found.append(("ce_replypartition", b"%d" % self.reply_partition))
+        if self.answer_to:
+            found.append(("ce_answerto", self.answer_to.encode()))
         if self.sequence:
             found.append(("ce_sequence", b"%d" % self.sequence))
         if self.redrive:
@@ -129,6 +155,7 @@ def decode_headers(headers: Iterable[tuple[str, bytes | None]]) -> Envelope:
         sequence=_number(values, "ce_sequence", 0),
         redrive=_number(values, "ce_redrive", 0),
         schema_version=_number(values, "ce_schemaversion", 1),
+        answer_to=values.get("ce_answerto", ""),
     )
 
 

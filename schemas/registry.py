@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import pydantic
 import pydantic_core
 
-from schemas import access, catalog, runtime, values
+from schemas import access, catalog, outcomes, runtime, values
 from schemas.envelope import Malformed
 from schemas.messages import Command, Event, JsonObject
 from schemas.problems import summary
@@ -21,10 +21,15 @@ class Messages(Protocol):
     EVENTS: tuple[type[Event], ...]
 
 
+def by_name(commands: Iterable[type[Command]]) -> dict[str, type[Command]]:
+    """Commands by their names on the wire."""
+    return {command.model_fields["type"].default: command for command in commands}
+
+
 DOMAINS: tuple[Messages, ...] = (catalog, runtime, access)
-COMMANDS: Mapping[str, type[Command]] = {
-    command.model_fields["type"].default: command for domain in DOMAINS for command in domain.COMMANDS
-}
+COMMANDS: Mapping[str, type[Command]] = by_name(
+    (*(command for domain in DOMAINS for command in domain.COMMANDS), *outcomes.COMMANDS)
+)
 EVENTS: Mapping[str, type[Event]] = {
     event.model_fields["type"].default: event for domain in DOMAINS for event in domain.EVENTS
 }
@@ -54,12 +59,14 @@ def problems(error: pydantic.ValidationError) -> tuple[JsonObject, ...]:
     )
 
 
-def decode_command(name: str, body: bytes, *, trusted: bool = False) -> Command:
+def decode_command(
+    name: str, body: bytes, *, trusted: bool = False, commands: Mapping[str, type[Command]] = COMMANDS
+) -> Command:
     """The command in a record's body; `trusted` skips the checks of values that our own producer has made.
 
     Raises Malformed (`unknown_type`, `invalid_json`), InvalidValue or Invalid (`invalid_body`).
     """
-    kind = COMMANDS.get(name)
+    kind = commands.get(name)
     if kind is None:
         raise Malformed("unknown_type", f"no command is called {name!r}")
     if not trusted:

@@ -6,7 +6,19 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.messages import ChosenId, Code, Command, Event, ForeignId, Id, JsonObject, Text, derive_near
+from schemas.messages import (
+    PLATFORM_NAMESPACE,
+    ChosenId,
+    Code,
+    Command,
+    Event,
+    ForeignId,
+    Id,
+    JsonObject,
+    Text,
+    derive,
+    derive_near,
+)
 
 RunStatus = Literal[
     "queued",
@@ -22,10 +34,15 @@ RunStatus = Literal[
     "compensated",
 ]
 NodeStatus = Literal["queued", "running", "pending", "completed", "failed", "skipped", "cancelled"]
+RunKind = Literal["graph", "single"]
+"""`single`: one step that the platform has done for itself."""
 RUN_ENDED = frozenset({"completed", "failed", "cancelled", "compensated"})
 NODE_ENDED = frozenset({"completed", "failed", "skipped", "cancelled"})
 VALUE_BYTES_MAX = 64 * 1024
 """An output or the variables of a run, as JSON. What is larger must be an artifact."""
+
+PLATFORM_VERSION_ID = derive(PLATFORM_NAMESPACE, "the version of single steps")
+PLATFORM_WORKFLOW_ID = derive(PLATFORM_NAMESPACE, "the workflow of single steps")
 
 Worker = Annotated[str, Field(max_length=128)]
 
@@ -48,6 +65,13 @@ class Failure(BaseModel):
     code: str
     message: str = ""
     node_id: str | None = None
+
+
+class Origin(BaseModel):
+    """Where a run comes from. `answer_to`: who awaits its end (`schemas.envelope.AnswerTo`)."""
+
+    model_config = ConfigDict(frozen=True)
+    answer_to: str = ""
 
 
 class RunCommand(Command):
@@ -80,6 +104,15 @@ class CreateRun(Command):
 
     def aggregate_id(self, tenant_id: str, command_id: str) -> str:
         return self.run_id or command_id
+
+
+class StartSingle(RunCommand):
+    """Have the platform do one step of its own, as a run; whoever awaits this is told what came of it."""
+
+    type: Literal["runtime.start_single"] = "runtime.start_single"
+    creates: ClassVar[bool] = True
+    step: Literal["check"]
+    inputs: JsonObject = Field(default_factory=dict)
 
 
 class CancelRun(RunCommand):
@@ -216,6 +249,8 @@ class RunCreated(Event):
     inputs: JsonObject = Field(default_factory=dict)
     mode: Literal["auto", "manual"] = "auto"
     initial_node: str | None = None
+    kind: RunKind = "graph"
+    origin: Origin | None = None
 
 
 class StepsAllowed(Event):
@@ -381,6 +416,7 @@ class RunCompensated(Event):
 
 RuntimeCommand = (
     CreateRun
+    | StartSingle
     | CancelRun
     | ExecuteRun
     | ExecuteNode

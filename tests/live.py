@@ -84,7 +84,7 @@ class Live:
 
         async def look() -> tuple[str, Any] | None:
             row = await self.database.fetchrow(
-                "SELECT status, body FROM command_outcome WHERE command_id = $1", command_id
+                "SELECT status, body FROM command_outcome WHERE command_id = $1 AND status <> 'pending'", command_id
             )
             return (row["status"], orjson.loads(row["body"])) if row is not None else None
 

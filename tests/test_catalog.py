@@ -6,22 +6,30 @@ from typing import Any
 
 import pytest
 
-from handlers.catalog import domain, version_id
+from handlers.catalog import DOMAIN, version_id
 from schemas.catalog import (
     ChangeDefinition,
+    CheckFailed,
+    CheckStarted,
     CreateDefinition,
     CreateVersion,
     DefinitionChanged,
     DefinitionCreated,
     PublishVersion,
+    TakeCheck,
+    VersionChecked,
     VersionCreated,
     VersionPublished,
 )
-from schemas.messages import JsonObject
+from schemas.decider import Answer, Awaited, Decision, Deferred, Settled
+from schemas.envelope import AnswerTo
+from schemas.messages import Command, JsonObject, derive
+from schemas.runtime import StartSingle
 from tests.gateway.spec import AGGREGATE, MESSAGE, Spec
 
-catalog = Spec(domain())
+catalog = Spec(DOMAIN)
 VERSION = version_id(MESSAGE)
+CHECK = derive(MESSAGE, "check")
 OTHER = "00000000-0000-4000-8000-0000000000aa"
 GREET: JsonObject = {
     "nodes": [
@@ -38,8 +46,8 @@ ARCHIVED = DefinitionChanged(status="archived")
 PUBLISH = PublishVersion(definition_id=AGGREGATE, version_id=VERSION)
 
 
-def draft(spec: JsonObject, problems: list[JsonObject] | None = None, number: int = 1) -> VersionCreated:
-    return VersionCreated(version_id=VERSION, number=number, kind="workflow", spec=spec, problems=problems or [])
+def draft(spec: JsonObject, number: int = 1) -> VersionCreated:
+    return VersionCreated(version_id=VERSION, number=number, kind="workflow", spec=spec)
 
 
 def new_version(spec: JsonObject, **fields: Any) -> CreateVersion:
@@ -103,52 +111,102 @@ def test_a_workflow_is_not_changed_as_an_app() -> None:
     catalog.given(CREATED).when(command).rejected("not_found", 404)
 
 
-def test_a_draft_may_be_incomplete_and_says_what_is_missing() -> None:
-    given = catalog.given(CREATED)
-    decisions = given.when(new_version(EMPTY)).run()
-    assert [type(decision) for decision in decisions] == [VersionCreated]
-    shown = given.when(new_version(EMPTY)).answer()
-    assert shown["status"] == "draft"
-    assert [(p["pointer"], p["severity"]) for p in shown["problems"]] == [("/dsl_json/nodes", "error")]
+def started(*, publish: bool = False) -> CheckStarted:
+    return CheckStarted(version_id=VERSION, check_id=CHECK, command_id=MESSAGE, publish=publish)
+
+
+def found(*problems: JsonObject) -> TakeCheck:
+    """A check has come to its end."""
+    return TakeCheck(definition_id=AGGREGATE, version_id=VERSION, check_id=CHECK, problems=list(problems))
+
+
+def checked(*problems: JsonObject) -> VersionChecked:
+    return VersionChecked(version_id=VERSION, check_id=CHECK, problems=list(problems))
+
+
+def settled(decisions: list[Decision]) -> Settled:
+    """The outcome of the command that wanted the check."""
+    (outcome,) = (each for each in decisions if isinstance(each, Settled))
+    assert outcome.command_id == MESSAGE
+    return outcome
+
+
+ERROR: JsonObject = {"pointer": "/dsl_json/nodes", "code": "empty", "detail": "no nodes", "severity": "error"}
+WARNING: JsonObject = {"pointer": "/dsl_json/nodes/0", "code": "odd", "detail": "is odd", "severity": "warning"}
+
+
+@pytest.mark.parametrize(("command", "publish"), [(new_version(GREET), False), (PUBLISH, True)])
+def test_a_version_is_checked_as_a_step_and_the_outcome_comes_later(command: Command, publish: bool) -> None:
+    given = catalog.given(CREATED, draft(GREET)) if publish else catalog.given(CREATED)
+    *events, awaited, deferred = given.when(command).run()
+    assert events == [*([] if publish else [draft(GREET)]), started(publish=publish)]
+    assert isinstance(awaited, Awaited)
+    assert isinstance(awaited.command, StartSingle)
+    assert (awaited.command.step, awaited.command.inputs) == ("check", {"version_id": VERSION})
+    assert (awaited.subject, awaited.wait_id) == (VERSION, CHECK)
+    assert isinstance(deferred, Deferred)
+
+
+def test_a_draft_may_have_errors_and_says_which() -> None:
+    decisions = catalog.given(CREATED, draft(EMPTY), started()).when(found(ERROR)).run()
+    assert decisions[:-1] == [checked(ERROR)]
+    shown = settled(decisions)
+    assert (shown.status, shown.body["status"], shown.body["problems"]) == ("succeeded", "draft", [ERROR])
 
 
 def test_versions_are_numbered() -> None:
-    shown = catalog.given(CREATED).when(new_version(GREET)).then(draft(GREET))
-    assert shown["version"] == 1
     first = draft(GREET).model_copy(update={"version_id": OTHER})
-    shown = catalog.given(CREATED, first).when(new_version(GREET)).then(draft(GREET, number=2))
-    assert shown["version"] == 2
+    assert catalog.given(CREATED, first).when(new_version(GREET)).run()[0] == draft(GREET, number=2)
 
 
-def test_a_version_can_be_published_as_it_is_made() -> None:
-    shown = (
-        catalog.given(CREATED)
-        .when(new_version(GREET, status="published"))
-        .then(draft(GREET), VersionPublished(version_id=VERSION))
-    )
-    assert shown["status"] == "published"
+def test_a_version_without_errors_is_published_if_that_is_wanted() -> None:
+    decisions = catalog.given(CREATED, draft(GREET), started(publish=True)).when(found(WARNING)).run()
+    assert decisions[:-1] == [checked(WARNING), VersionPublished(version_id=VERSION)]
+    shown = settled(decisions).body
+    assert (shown["status"], shown["problems"]) == ("published", [WARNING])
     assert shown["published_at"] is not None
 
 
-def test_publishing_at_once_with_errors_names_every_one_and_records_nothing() -> None:
-    bad: JsonObject = {
-        "nodes": [{"id": "a", "type": "nonsense"}, {"id": "b", "type": "answer", "config": {"text": "x", "y": 1}}],
-        "edges": [{"source": "a", "target": "nowhere"}],
-    }
-    refusal = catalog.given(CREATED).when(new_version(bad, status="published")).rejected("invalid_definition", 422)
-    pointers = {error["pointer"] for error in refusal.errors}
-    assert {"/dsl_json/nodes/0/type", "/dsl_json/nodes/1/config/y", "/dsl_json/edges/0/target"} <= pointers
+def test_publishing_with_errors_names_every_one_and_keeps_the_draft() -> None:
+    other = ERROR | {"pointer": "/dsl_json/edges"}
+    decisions = catalog.given(CREATED, draft(EMPTY), started(publish=True)).when(found(ERROR, WARNING, other)).run()
+    assert decisions[:-1] == [checked(ERROR, WARNING, other)]
+    outcome = settled(decisions)
+    assert (outcome.status, outcome.body["status"], outcome.body["code"]) == ("rejected", 422, "invalid_definition")
+    assert [error["pointer"] for error in outcome.body["errors"]] == ["/dsl_json/nodes", "/dsl_json/edges"]
+    assert outcome.body["version_id"] == VERSION
 
 
-def test_a_draft_with_errors_cannot_be_published() -> None:
-    refusal = catalog.given(CREATED, draft(EMPTY)).when(PUBLISH).rejected("invalid_definition", 422)
-    assert refusal.errors[0]["pointer"] == "/dsl_json/nodes"
+def test_what_is_archived_meanwhile_is_not_published() -> None:
+    decisions = catalog.given(CREATED, draft(GREET), started(publish=True), ARCHIVED).when(found()).run()
+    assert decisions[:-1] == [checked()]
+    assert settled(decisions).body["code"] == "definition_archived"
 
 
-def test_a_good_draft_becomes_the_latest_published_version() -> None:
-    given = catalog.given(CREATED, draft(GREET))
-    given.when(PUBLISH).then(VersionPublished(version_id=VERSION))
-    assert given.when(CREATE).answer()["latest_published_version_id"] == VERSION
+def test_a_check_that_comes_to_nothing_is_told() -> None:
+    lost = found().model_copy(update={"code": "lease_lost", "detail": "5 executors were lost"})
+    decisions = catalog.given(CREATED, draft(GREET), started(publish=True)).when(lost).run()
+    assert [type(each) for each in decisions] == [CheckFailed, Settled]
+    outcome = settled(decisions)
+    assert (outcome.status, outcome.body["code"], outcome.body["version_id"]) == ("failed", "check_failed", VERSION)
+
+
+def test_a_check_is_taken_once() -> None:
+    assert catalog.given(CREATED, draft(GREET), started(), checked()).when(found()).run() == []
+
+
+def test_two_checks_of_one_version_do_not_meet() -> None:
+    other = started().model_copy(update={"check_id": OTHER, "command_id": OTHER})
+    decisions = catalog.given(CREATED, draft(GREET), other, started(publish=True)).when(found()).run()
+    assert decisions[:-1] == [checked(), VersionPublished(version_id=VERSION)]
+    assert settled(decisions).status == "succeeded"
+
+
+def test_the_answer_of_a_check_finds_its_version() -> None:
+    address = AnswerTo("catalog", AGGREGATE, VERSION, CHECK)
+    assert DOMAIN.answered(address, Answer(result={"problems": [ERROR]})) == found(ERROR)
+    told = DOMAIN.answered(address, Answer(code="timeout", detail="too late"))
+    assert told == found().model_copy(update={"code": "timeout", "detail": "too late"})
 
 
 def test_publishing_twice_is_once() -> None:

@@ -13,15 +13,17 @@ from aiokafka.errors import CorruptRecordException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.consumer import decoded
 from bus.lanes import GAPS_MAX, Lane
+from bus.record_batches import decoded
 from bus.store import Claimed
 from tests.poison.raw import SNAPPY, RawRecord, batch
 
 PLACE = TopicPartition("ingress", 3)
 BODY_AT = 61
 ATTRIBUTES_AT = 21
-GZIP, CONTROL, APPEND_TIME = 1, 0x20, 0x08
+PRODUCER_AT = 43
+GZIP, CONTROL, APPEND_TIME, TRANSACTIONAL = 1, 0x20, 0x08, 0x10
+MARKER = CONTROL | TRANSACTIONAL
 
 bytes_or_none = st.none() | st.binary(max_size=200)
 records = st.builds(
@@ -45,6 +47,11 @@ class Stored:
     def with_attributes(self, attributes: int) -> Stored:
         data = self.data[:ATTRIBUTES_AT] + struct.pack(">h", attributes) + self.data[ATTRIBUTES_AT + 2 :]
         return Stored(data, self.base)
+
+    def of(self, producer_id: int, attributes: int = TRANSACTIONAL) -> Stored:
+        """As a producer with this id wrote it."""
+        data = self.data[:PRODUCER_AT] + struct.pack(">q", producer_id) + self.data[PRODUCER_AT + 8 :]
+        return Stored(data, self.base).with_attributes(attributes)
 
     def with_body(self, body: bytes) -> Stored:
         head = self.data[:8] + struct.pack(">i", BODY_AT - 12 + len(body)) + self.data[12:BODY_AT]
@@ -104,6 +111,39 @@ def test_markers_of_transactions_are_passed_over() -> None:
     assert values(data) == ([(0, b"a")], 2)
 
 
+def log(*batches: Stored) -> bytes:
+    return b"".join(map(bytes, batches))
+
+
+ABORTED_AND_COMMITTED = log(
+    stored(0, RawRecord(b"plain")),
+    stored(1, RawRecord(b"7 aborts"), RawRecord(b"7 aborts too")).of(7),
+    stored(3, RawRecord(b"8 commits")).of(8),
+    stored(4, RawRecord(b"rubbish")).with_body(b"\xff" * 9).of(7),
+    stored(5, RawRecord(b"7 outside")).of(7, 0),
+    stored(6, RawRecord(b"abort")).of(7, MARKER),
+    stored(7, RawRecord(b"7 commits")).of(7),
+    stored(8, RawRecord(b"commit")).of(8, MARKER),
+    stored(9, RawRecord(b"commit")).of(7, MARKER),
+    stored(10, RawRecord(b"7 aborts again")).of(7),
+    stored(11, RawRecord(b"abort")).of(7, MARKER),
+)
+
+
+@pytest.mark.parametrize("aborted", [[(7, 1), (7, 10)], [(7, 10), (7, 1)]])
+def test_what_was_aborted_is_left_out_and_nothing_else(aborted: list[tuple[int, int]]) -> None:
+    found, after = decoded(PLACE, ABORTED_AND_COMMITTED, 0, aborted)
+    assert [each.value for each in found] == [b"plain", b"8 commits", b"7 outside", b"7 commits"]
+    assert after == 12
+
+
+def test_a_fetch_that_begins_within_an_aborted_transaction_leaves_its_rest_out() -> None:
+    rest = ABORTED_AND_COMMITTED[len(bytes(stored(0, RawRecord(b"plain")))) :]
+    for offset, values in ((1, [b"8 commits", b"7 outside", b"7 commits"]), (4, [b"7 outside", b"7 commits"])):
+        found, after = decoded(PLACE, rest, offset, [(7, 1), (7, 10)])
+        assert ([each.value for each in found], after) == (values, 12)
+
+
 def test_gzip_is_undone_and_what_has_no_decoder_is_bare() -> None:
     plain = stored(0, RawRecord(b"a"))
     squeezed = plain.with_body(gzip.compress(plain.data[BODY_AT:])).with_attributes(GZIP)
@@ -129,7 +169,7 @@ def test_a_format_of_old_is_an_error() -> None:
 
 
 def lane() -> Lane:
-    return Lane(Claimed(lane=0, epoch=1, next_offset=5, position=0, sent=0, floor=0), 10)
+    return Lane(Claimed(lane=0, epoch=1, next_offset=5, position=0, sent=0, floor=0))
 
 
 def test_a_record_behind_a_known_hole_is_the_next_one() -> None:
@@ -146,3 +186,15 @@ def test_a_record_behind_something_missing_waits(follows: int) -> None:
     assert (it.polled, it.gap) == (5, True)
     it.gaps = GAPS_MAX
     assert it.takes(8, follows=follows), "believed at last"
+
+
+def test_a_lane_that_has_taken_all_passes_a_hole_and_no_other_does() -> None:
+    it = lane()
+    it.passes(5, 9)
+    assert (it.polled, it.dealt, it.next_offset) == (9, 9, 5)
+    it.passes(5, 20)  # Known before it stood here.
+    it.passes(9, 9)
+    assert it.polled == 9
+    assert it.takes(12, follows=5), "the hole was longer"
+    it.passes(13, 20)  # The record at 12 has been taken, and is not dealt with.
+    assert (it.polled, it.dealt) == (13, 9)

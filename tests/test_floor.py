@@ -7,7 +7,7 @@ from bus.store import Claimed
 
 
 def lane() -> Lane:
-    return Lane(Claimed(lane=0, epoch=1, next_offset=0, position=100, sent=100, floor=80), 10)
+    return Lane(Claimed(lane=0, epoch=1, next_offset=0, position=100, sent=100, floor=80))
 
 
 def test_it_stays_where_it_was_until_all_behind_it_is_listed() -> None:

@@ -200,6 +200,17 @@ BREAKS = {
         " WHERE aggregate_id = '{waiting}'", "00000000-0000-4000-8000-000000000001"
     ),
     "events beyond what their lane has made": ("I5", "UPDATE lane SET position = 0", "{done}/1 stands beyond"),
+    "a run that was removed and has events": (
+        "I5", "INSERT INTO tombstone VALUES ('{done}', 't1', 'run', 'completed', 3, 1, 1)", "{done} was removed"
+    ),
+    "an event behind the last one of a removed run": (
+        "I6", "WITH e AS (DELETE FROM event WHERE aggregate_id = '{done}') INSERT INTO tombstone"
+        " VALUES ('{done}', 't1', 'run', 'completed', 2, 1, 1)", "{done}/3 is on the topic"
+    ),
+    "a row that a removed run left": (
+        "I9", "WITH e AS (DELETE FROM event WHERE aggregate_id = '{done}') INSERT INTO tombstone"
+        " VALUES ('{done}', 't1', 'run', 'completed', 99, 1, 1)", "run {done}: in the table"
+    ),
     "an outbox row at an event's place": (
         "I5", "INSERT INTO outbox SELECT lane, position, 'commands', 0, '', '[]', '', 't1' FROM event"
         " WHERE aggregate_id = '{done}' AND seq = 1", "{done}/1 and an outbox row"

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from bus.producer import BusUnavailable
 from gateway.http.call import Call
 from gateway.http.ports import DatabaseUnavailable, Outcome
-from gateway.http.problems import Problem, unavailable
+from gateway.http.problems import Problem, problem_of, unavailable
 from schemas.envelope import Envelope
 from schemas.messages import Command, natural_id
 from schemas.topics import COMMANDS, partition_of
@@ -166,15 +166,8 @@ def accepted(command_id: str, applied: str | None, extra: Mapping[str, Any] | No
 def refused(outcome: Outcome) -> Problem:
     """The problem that a rejected or failed command's outcome is."""
     body = outcome.body if isinstance(outcome.body, dict) else {}
-    known = {"code", "detail", "status", "errors"}
-    return Problem(
-        int(body.get("status") or (500 if outcome.status == "failed" else 409)),
-        str(body.get("code", outcome.status)),
-        str(body.get("detail", "")),
-        errors=body.get("errors", ()),
-        command_id=outcome.command_id,
-        extra={name: value for name, value in body.items() if name not in known},
-    )
+    status = 500 if outcome.status == "failed" else 409
+    return problem_of({"status": status, "code": outcome.status} | body, outcome.command_id)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

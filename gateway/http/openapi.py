@@ -25,6 +25,7 @@ _PROBLEMS = {
     403: "Not allowed, or another tenant's, or from a web page of another host",
     404: "There is no such object",
     409: "The object is not in a state that allows this",
+    410: "The run has ended and was removed by retention",
     413: "The body is too large",
     415: "The body is not JSON, or is compressed",
     422: "A value is not acceptable; `errors` names each field by JSON pointer",
@@ -181,6 +182,8 @@ def _problem_statuses(route: Route, write: bool) -> Iterable[int]:
         return (400, 403, 503)
     if write:
         return tuple(_PROBLEMS)
+    if isinstance(route, ReadThen):
+        return (400, 401, 403, 404, 410, 422, 429, 503)
     missing = _PARAMETER.search(route.path) or isinstance(route, ListThen)
     return (400, 401, 403, 404, 422, 429, 503) if missing else (400, 401, 403, 422, 429, 503)
 

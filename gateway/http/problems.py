@@ -57,6 +57,19 @@ class Problem(Exception):
         return Response(orjson.dumps(self.body(request_id)), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
+def problem_of(body: Mapping[str, Any], command_id: str | None = None) -> Problem:
+    """The problem that a refusal is, as a decider says it; `status` and `code` are there."""
+    known = {"code", "detail", "status", "errors"}
+    return Problem(
+        int(body["status"]),
+        str(body["code"]),
+        str(body.get("detail", "")),
+        errors=body.get("errors", ()),
+        command_id=command_id,
+        extra={name: value for name, value in body.items() if name not in known},
+    )
+
+
 def not_found(what: str = "resource") -> Problem:
     """The same answer whether it does not exist or is another tenant's."""
     return Problem(404, "not_found", f"no such {what}")

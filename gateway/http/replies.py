@@ -61,6 +61,7 @@ class Replies:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="latest",
+            isolation_level="read_committed",
             fetch_max_wait_ms=100,  # What asks whether Kafka answers waits behind a fetch.
             request_timeout_ms=5_000,
             retry_backoff_ms=100,

@@ -28,9 +28,10 @@ from gateway.http.commands import (
 from gateway.http.identity import PUBLIC_TENANT, Caller, body_tenant
 from gateway.http.lists import ListOf, page_of, shown_page
 from gateway.http.ports import DatabaseUnavailable
-from gateway.http.problems import Problem, not_found, unavailable
+from gateway.http.problems import Problem, not_found, problem_of, unavailable
 from gateway.http.state import Gateway, new_id
 from infra.db import TableSpec
+from outbox.tombstones import TOMBSTONES, Tombstone, expired
 from schemas.messages import UUID_PATTERN, Command, ForeignId, JsonObject
 from schemas.registry import problems as validation_problems
 
@@ -158,7 +159,7 @@ class Read:
         caller = await within_object(gateway, call, caller, self.object, id)
         row = await gateway.reads.one(caller.tenant, self.object.spec, id)
         if row is None or not self.object.matches(row):
-            raise not_found(self.object.what)
+            raise await absent(gateway, caller.tenant, self.object, id)
         return json_response(self.show(row))
 
 
@@ -241,11 +242,20 @@ async def within_object(gateway: Gateway, call: Call, caller: Caller, object: Ob
     """The caller within the tenant of the object named, if none was named and authentication is off."""
     if caller.tenant_id is not None:
         return caller
-    tenant_id = await gateway.reads.tenant_of(object.spec.name, id)
+    reads = gateway.reads
+    tenant_id = await reads.tenant_of(object.spec.name, id) or await reads.tenant_of(TOMBSTONES.name, id)
     if tenant_id is None:
         raise not_found(object.what)
     call.tenant_id = tenant_id
     return caller.within(tenant_id)
+
+
+async def absent(gateway: Gateway, tenant_id: str, object: Object, id: str) -> Problem:
+    """Why this tenant has no such object: retention has removed it (410), or it never was (404)."""
+    gone: Tombstone | None = await gateway.reads.one(tenant_id, TOMBSTONES, id)
+    if gone is None or gone.kind != object.spec.name:
+        return not_found(object.what)
+    return problem_of(expired(gone).problem())
 
 
 async def _target(gateway: Gateway, caller: Caller, object: Object, id: str) -> Target:

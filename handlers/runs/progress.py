@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import orjson
 
@@ -13,7 +13,7 @@ from handlers.runs.evaluate import NodeError, check_size, evaluate
 from handlers.runs.run_reader import RunReader, shared_loops
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
-from schemas.decider import After, Decision, Meta, Rows
+from schemas.decider import After, Answer, Decision, Meta, Reply, Rows
 from schemas.messages import JsonObject
 from schemas.runtime import RUN_ENDED, VALUE_BYTES_MAX, Failure, node_run_id
 from schemas.workflow.expressions import EvaluationError
@@ -24,6 +24,26 @@ NODES_PER_MESSAGE_MAX = 256
 GOING = frozenset({"queued", "running", "waiting"})
 UNWINDING = frozenset({"failing", "compensating", "cancelling"})
 _DEFAULT_RETRY = RetryPolicy()
+
+
+Ended = wire.RunCompleted | wire.RunFailed | wire.RunCancelled | wire.RunCompensated
+
+
+def ended(run: Run, event: Ended) -> Iterator[Decision]:
+    """A run ends; whoever awaits it is told how."""
+    yield event
+    answer_to = (run.origin or {}).get("answer_to")
+    if not answer_to:
+        return
+    match event:
+        case wire.RunCompleted():
+            yield Reply(answer_to, Answer(result=event.output))
+        case wire.RunCancelled():
+            yield Reply(answer_to, Answer(code="run_cancelled", detail=f"run {run.id} was cancelled"))
+        case wire.RunFailed() | wire.RunCompensated():
+            yield Reply(answer_to, Answer(code=event.error.code, detail=event.error.message))
+        case _:
+            assert_never(event)
 
 
 class Progress(RunReader):
@@ -367,7 +387,7 @@ class Progress(RunReader):
             run = self.run
             of = run.compensate_first or run.lost or run.compensable
             if of is None or not run.compensates:
-                yield self._unwound(run)
+                yield from ended(run, self._unwound(run))
                 return
             if self._share <= 0:
                 yield wire.ContinueRun(run_id=self._run_id)
@@ -394,7 +414,7 @@ class Progress(RunReader):
         else:
             yield from self.execute(cast(NodeRun, self._rows.get(NodeRun, id)))
 
-    def _unwound(self, run: Run) -> Decision:
+    def _unwound(self, run: Run) -> Ended:
         error = Failure.model_validate(run.error or {"code": "cancelled"})
         if run.compensation_failed:
             message = f"a compensation failed after {error.code}: {error.message}"
@@ -413,7 +433,7 @@ class Progress(RunReader):
             error = Failure(code="output_too_large", message=f"{size} bytes of output, at most {VALUE_BYTES_MAX}")
             yield from self.fail_run(error, None, compensable=False)
         else:
-            yield wire.RunCompleted(output=output, output_text=run.output_text)
+            yield from ended(run, wire.RunCompleted(output=output, output_text=run.output_text))
 
     def output(self) -> Any:
         """The `end` nodes' outputs; without them that of the last node, or of several by node id."""

@@ -19,6 +19,7 @@ from projections.runtime import NodeRun, Run
 from schemas.envelope import Envelope
 from schemas.messages import derive
 from schemas.topics import STEP_KINDS, partition_of
+from schemas.workflow.graph import Node
 
 log = logging.getLogger("agent_platform.steps")
 
@@ -35,19 +36,27 @@ class LaneSteps:
         self._programs = programs
         self._producer = producer
         self._results: list[Result] = []
+        self._nodes: dict[str, Node] = {}
         self.worker: Worker | None = None
 
-    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
-        return self._pool.lease(row, at, new=new)
+    def lease(self, row: NodeRun, lane: Lane, at: float, *, new: bool) -> NodeRun | None:
+        """None also if the program has been dropped since the decision: then executors find the step."""
+        run: Run = lane.aggregates[row.run_id].rows[Run, row.run_id]
+        program = self._programs.known(run.workflow_version_id)
+        if program is None:
+            return None
+        leased = self._pool.lease(row, at, new=new)
+        if leased is not None:
+            self._nodes[row.id] = program.nodes[program.by_id[row.node_id]]
+        return leased
 
     def give_back(self, row: NodeRun) -> None:
+        self._nodes.pop(row.id, None)
         self._pool.give_back(row)
 
     def prepare(self, row: NodeRun, lane: Lane) -> Held:
         run: Run = lane.aggregates[row.run_id].rows[Run, row.run_id]
-        program = self._programs.known(run.workflow_version_id)
-        assert program is not None  # The decision that made this step had it.
-        node = program.nodes[program.by_id[row.node_id]]
+        node = self._nodes.pop(row.id)
         return self._pool.prepare(row, node, run.traceparent, run.correlation_id)
 
     def start(self, prepared: Held) -> None:

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, LeaderNotAvailableError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 
-from bus.consumer import batches
+from bus.record_batches import batches
 
 log = logging.getLogger("agent_platform.bench")
 

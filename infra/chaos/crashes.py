@@ -40,7 +40,7 @@ from projections.catalog import Version
 from projections.runtime import NodeRun
 from schemas import catalog as catalog_wire
 from schemas.envelope import Envelope
-from schemas.messages import Command, derive, natural_id
+from schemas.messages import Command, JsonObject, derive, natural_id
 from schemas.runtime import CompleteNode, FailNode, Failure
 from schemas.topics import COMMANDS, partition_of
 from schemas.workflow.node_types import NodeConfig
@@ -226,7 +226,7 @@ class Life:
         self._kernel = Kernel(
             CrashingStore(self._store, crashes),
             self._log,
-            domains(Installation(step_kinds=frozenset({"tool"}))),
+            domains(Installation(step_kinds=frozenset({"tool", "check"}))),
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions
@@ -273,7 +273,9 @@ class Life:
                 kernel.release(id)
 
     async def _execute_steps(self) -> None:
-        answers = []
+        answers = [
+            self._answer(row, 0, {"problems": []}) for row, _ in await self._leases.claim("check", STEPS_AT_ONCE)
+        ]
         for row, _ in await self._leases.claim("tool", STEPS_AT_ONCE):
             body = (row.input or {}).get("body") or {}
             call = StepCall(
@@ -286,13 +288,13 @@ class Life:
         if answers:
             await self._producer.publish(answers)
 
-    def _answer(self, row: NodeRun, fails: int) -> Out:
+    def _answer(self, row: NodeRun, fails: int, output: JsonObject | None = None) -> Out:
         names = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token}
         command: CompleteNode | FailNode
         if fails < 0 or row.attempt <= fails:
             command = FailNode(**names, error=Failure(code="made_to_fail"), retryable=fails >= 0)
         else:
-            command = CompleteNode(**names, output={"effect": row.id})
+            command = CompleteNode(**names, output=output or {"effect": row.id})
         id = derive(row.id, f"result:{row.lease_token}")
         envelope = Envelope(id, command.type, row.tenant_id, subject=row.run_id, causation_id=row.id)
         return Out(-1, 0, COMMANDS, row.lane, row.run_id, envelope.headers(), command.encode(), row.tenant_id)
@@ -408,7 +410,7 @@ class Client:
         await self._producer.send(COMMANDS, place, key, envelope.headers(), command.encode())
         while True:
             row = await database.fetchrow("SELECT status, body FROM command_outcome WHERE command_id = $1", id)
-            if row is not None:
+            if row is not None and row["status"] != "pending":
                 return orjson.loads(row["body"])
             await asyncio.sleep(0.02)
 

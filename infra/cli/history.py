@@ -234,7 +234,7 @@ def events_export(
 
     settings = attached_settings(data)
 
-    async def work() -> int:
+    async def work() -> tuple[int, list[str]]:
         bounds = replaying.ExportRange.parse(since, until)
         chosen = _selection(type, aggregate, tenant)
         count = 0
@@ -243,10 +243,12 @@ def events_export(
                 file.write(line(event))
                 count += 1
             file.flush()
-        return count
+        return count, await replaying.removed(settings.required_database_url, chosen)
 
-    count = _refusable(work())
+    count, gone = _refusable(work())
     remark(f"{count} events")
+    for note in gone:
+        remark(f"note: {note}")
 
 
 def _selection(types: list[str] | None, aggregates: list[str] | None, tenant: str) -> Any:

@@ -37,7 +37,10 @@ class LaneRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A lane and its topic: `begin` to `end` are the offsets that the topic holds; `stopped` says why it waits."""
+    """A lane and its topic: `begin` to `end` are the offsets that can be read; `stopped` says why it waits.
+
+    `hidden`: how many offsets behind them are held back by an open transaction.
+    """
 
     id: int
     topic: str
@@ -51,13 +54,18 @@ class Standing:
     stopped: str
     begin: int
     end: int
+    hidden: int
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.begin, self.end, self.hidden)
 
     @property
     def name(self) -> str:
         return f"{self.topic}/{self.partition}"
 
     def document(self) -> dict[str, Any]:
-        return asdict(self) | {"lane": self.name, "lag": self.end - self.next_offset}
+        return asdict(self) | {"lane": self.name, "lag": max(0, self.end - self.next_offset)}
 
 
 def lane_id(name: str) -> int:
@@ -91,7 +99,7 @@ async def adopt(settings: Settings, id: int, where: Where, *, force: bool = Fals
             async with pool.acquire() as connection, connection.transaction():
                 standing = await _locked(connection, reader, id, force)
                 target = {"begin": standing.begin, "end": standing.end, "here": standing.next_offset}[where]
-                if not standing.begin <= target <= standing.end:
+                if not standing.extent.holds(target):
                     held = f"{standing.begin} to {standing.end}"
                     raise LaneRefused(f"{standing.name} stands at {target}, its topic holds {held}")
                 await connection.execute(_ADOPT, id, target)
@@ -101,7 +109,7 @@ async def adopt(settings: Settings, id: int, where: Where, *, force: bool = Fals
 
 
 async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Standing, DeadLetter]:
-    """Step over the one record that a stopped lane stands at; it becomes a dead letter `skipped`.
+    """Step over the one record that a stopped lane stands at or before; it becomes a dead letter `skipped`.
 
     Raises LaneRefused.
     """
@@ -113,7 +121,7 @@ async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Sta
                 standing = await _locked(unit.connection, reader, id, force)
                 record = await _record(reader, standing)
                 letter = letter_of(record, id, "skipped", standing.stopped or "skipped by hand", await store.now())
-                batch = _plan(settings, standing, letter)
+                batch = _as_batch(settings, standing, letter, record.offset)
                 await unit.lock([_advance(standing)])
                 await unit.save(batch.writes)
                 await unit.connection.execute(_RESTART, id)
@@ -140,17 +148,17 @@ async def resend(settings: Settings) -> int:
         await pool.close()
 
 
-def _plan(settings: Settings, standing: Standing, letter: DeadLetter) -> Batch:
+def _as_batch(settings: Settings, standing: Standing, letter: DeadLetter, offset: int) -> Batch:
     """The letter, its record and the step, as the lane itself would have written them."""
     claimed = Claimed(
         standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent,
         standing.floor,
     )  # fmt: skip
-    lane = Lane(claimed, 1)
+    lane = Lane(claimed)
     partitions = Partitions(settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions)
     batch = Batch(partitions, {}, {}, letter.at)
     batch.bury(lane, letter)
-    batch.advance(lane, standing.next_offset)
+    batch.advance(lane, offset)
     batch.finish()
     return batch
 
@@ -161,15 +169,16 @@ def _advance(standing: Standing) -> Advance:
 
 
 async def _record(reader: TopicReader, standing: Standing) -> Incoming:
+    """The first record from where the lane stands on: nothing may exist at that offset itself."""
     at = standing.next_offset
     if not standing.begin <= at < standing.end:
         held = f"{standing.begin} to {standing.end}"
         raise LaneRefused(f"{standing.name} has no record at {at}, its topic holds {held}; adopt the topic instead")
-    async for records in reader.read(standing.topic, standing.partition, Extent(at, at + 1)):
+    async for records in reader.read(standing.topic, standing.partition, Extent(at, standing.end)):
         for found in records:
             headers = list(found.headers)
-            return Incoming(standing.id, at, found.key, headers, found.value or b"", found.timestamp / 1_000)
-    raise LaneRefused(f"{standing.name} has no record at {at}")
+            return Incoming(standing.id, found.offset, found.key, headers, found.value or b"", found.timestamp / 1_000)
+    raise LaneRefused(f"{standing.name} has no record from {at} on")
 
 
 async def _locked(connection: Any, reader: TopicReader, id: int, force: bool) -> Standing:
@@ -187,7 +196,7 @@ async def _now(settings: Settings, ids: Sequence[int]) -> list[Standing]:
 
 
 def _standing(row: Any, extent: Extent) -> Standing:
-    return Standing(**dict(row), begin=extent.begin, end=extent.end)
+    return Standing(**dict(row), begin=extent.begin, end=extent.end, hidden=extent.hidden)
 
 
 async def _pool(settings: Settings) -> asyncpg.Pool:

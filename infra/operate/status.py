@@ -11,15 +11,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from bus.consumer import Bounds, Consumer, Held
 from bus.worker import GROUP
 from infra.database.waiting import Units, waiting
 from infra.settings import Settings
 from projections.runtime import LEASED, READY
 from schemas.messages import JsonObject
+from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS, REPLIES
 
 ANSWER_SECONDS_MAX = 10.0
 WATCH_SECONDS = 2.0
@@ -51,13 +53,17 @@ NEW_EVENTS = """SELECT e.type, count(*) FROM unnest($1::int2[], $2::int8[]) AS u
 JOIN event e ON e.lane = u.lane AND e.position > u.position GROUP BY e.type"""
 
 
+READ = (COMMANDS, INGRESS, EVENTS, DEAD_LETTERS, REPLIES)
+"""Topics whose readers wait behind an open transaction."""
+
+
 class NoAnswer(Exception):
     """Postgres or Kafka could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """One lane. `lag`: records of its partition not yet handled.
+    """One lane. `lag`: offsets of its partition not yet handled, without what an open transaction holds back.
 
     `position`: how many records it made; `sent`: how many of them are noted to be on Kafka.
     """
@@ -77,11 +83,27 @@ class LaneStatus:
 
     @property
     def lag(self) -> int:
-        return self.end_offset - self.next_offset
+        return max(0, self.end_offset - self.next_offset)
 
     @property
     def unsent(self) -> int:
         return self.position - self.sent
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A publisher's transaction that is open. `hidden`: how many offsets it holds back, its own among them."""
+
+    topic: str
+    partition: int
+    hidden: int
+    held: Held
+
+    def document(self) -> JsonObject:
+        return {"topic": self.topic, "partition": self.partition, "hidden": self.hidden, **asdict(self.held)}
+
+    def __str__(self) -> str:
+        return f"partition {self.topic}/{self.partition} waits for {self.held}: {self.hidden} offsets are held back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +115,7 @@ class Sample:
 
     lanes: tuple[LaneStatus, ...] = ()
     workers: tuple[str, ...] = ()
+    open_transactions: tuple[OpenTransaction, ...] = ()
     at: float = 0.0
     waiting: Mapping[str, Units] = field(default_factory=dict)
     steps_ready: dict[str, int] = field(default_factory=dict)
@@ -123,7 +146,7 @@ class Sample:
     @property
     def seems_to_wait(self) -> bool:
         """Whether a second look is needed to tell waiting from standing still."""
-        return bool(self.lag or self.unsent or sum(self.steps_ready.values()))
+        return bool(self.lag or self.unsent or sum(self.steps_ready.values()) or self.open_transactions)
 
 
 async def look(settings: Settings) -> tuple[Sample, list[str]]:
@@ -170,6 +193,8 @@ def moveless(before: Sample, after: Sample) -> list[str]:
             problems.append(f"{_name(lane)} handles none of its {lane.lag} records (owner {lane.owner or 'none'})")
         if lane.unsent and lane.sent == was.sent < was.position:
             problems.append(f"{_name(lane)} sends none of its {lane.unsent} records to Kafka")
+    open_then = {(each.topic, each.partition, each.held) for each in before.open_transactions}
+    problems += [str(each) for each in after.open_transactions if (each.topic, each.partition, each.held) in open_then]
     for kind, count in after.steps_ready.items():
         # The same step has waited for its turn all the time; others may have come and gone.
         same = kind in before.steps_ready and after.steps_oldest.get(kind) == before.steps_oldest.get(kind)
@@ -191,10 +216,11 @@ async def sample(settings: Settings, since: Sample | None = None, *, ages: bool 
     at = time.monotonic()
     places = [TopicPartition(settings.topic_prefix + row["topic"], row["partition"]) for row in lanes]
     stand = {place: row["next_offset"] for row, place in zip(lanes, places, strict=True)} if ages else {}
-    ends, oldest, workers = await _ask("Kafka", _kafka(settings, places, stand))
+    bounds, oldest, workers, held = await _ask("Kafka", _kafka(settings, places, stand))
     return Sample(
-        lanes=tuple(_lane(row, ends[place], oldest.get(place)) for row, place in zip(lanes, places, strict=True)),
+        lanes=tuple(_lane(row, bounds[place].end, oldest.get(place)) for row, place in zip(lanes, places, strict=True)),
         workers=workers,
+        open_transactions=held,
         at=at,
         **counts,
     )
@@ -246,28 +272,45 @@ def _by_kind(rows: list[asyncpg.Record]) -> dict[str, int]:
 
 async def _kafka(
     settings: Settings, places: list[TopicPartition], stand: Mapping[TopicPartition, int]
-) -> tuple[dict[TopicPartition, int], dict[TopicPartition, float], tuple[str, ...]]:
-    """Where each partition ends, how old the records are at which these stand, and who is in the consumer group."""
+) -> tuple[dict[TopicPartition, Bounds], dict[TopicPartition, float], tuple[str, ...], tuple[OpenTransaction, ...]]:
+    """Bounds of each partition, how old the records are at which these stand, the group's members, who holds what."""
     bootstrap = settings.required_kafka_bootstrap
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        ends = await consumer.end_offsets(places)
-        lagging = sorted((place for place in stand if stand[place] < ends[place]), key=lambda p: stand[p] - ends[p])
-        oldest = await _oldest(consumer, {place: stand[place] for place in lagging[:OLDEST_LANES_MAX]})
-    finally:
-        await consumer.stop()
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
+        described = await admin.describe_topics([settings.topic_prefix + topic for topic in READ])
         answers = await admin.describe_consumer_groups([settings.topic_prefix + GROUP])
     finally:
         await admin.close()
+    every = {TopicPartition(topic["topic"], part["partition"]) for topic in described for part in topic["partitions"]}
+    consumer = Consumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        bounds = await consumer.bounds(every.union(places))
+        held = await _held(consumer, bounds, settings.topic_prefix)
+        lagging = [place for place in stand if stand[place] < bounds[place].end]
+        lagging.sort(key=lambda place: stand[place] - bounds[place].end)
+        oldest = await _oldest(consumer, {place: stand[place] for place in lagging[:OLDEST_LANES_MAX]})
+    finally:
+        await consumer.stop()
     members = [m for answer in answers for group in answer.to_object()["groups"] for m in group["members"]]
-    return ends, oldest, tuple(sorted(member["client_id"] for member in members))
+    return bounds, oldest, tuple(sorted(member["client_id"] for member in members)), held
 
 
-async def _oldest(consumer: AIOKafkaConsumer, stand: Mapping[TopicPartition, int]) -> dict[TopicPartition, float]:
+async def _held(
+    consumer: Consumer, bounds: Mapping[TopicPartition, Bounds], prefix: str
+) -> tuple[OpenTransaction, ...]:
+    """The transactions that are open now."""
+    found = []
+    for place in sorted(place for place, each in bounds.items() if each.high > each.end):
+        held = await consumer.held(place, bounds[place].end)
+        if held is not None:
+            hidden = bounds[place].high - bounds[place].end
+            found.append(OpenTransaction(place.topic.removeprefix(prefix), place.partition, hidden, held))
+    return tuple(found)
+
+
+async def _oldest(consumer: Consumer, stand: Mapping[TopicPartition, int]) -> dict[TopicPartition, float]:
     """The age of the record at each of these offsets, as far as they come at once."""
     found: dict[TopicPartition, float] = {}
     if not stand:
@@ -275,7 +318,7 @@ async def _oldest(consumer: AIOKafkaConsumer, stand: Mapping[TopicPartition, int
     consumer.assign(list(stand))
     for place, offset in stand.items():
         consumer.seek(place, offset)
-    with contextlib.suppress(TimeoutError, KafkaError):
+    with contextlib.suppress(TimeoutError, KafkaError, UnicodeDecodeError):
         async with asyncio.timeout(1):
             for place in stand:
                 record = await consumer.getone(place)
@@ -288,6 +331,7 @@ def document(seen: Sample, problems: Sequence[str]) -> JsonObject:
     return {
         "workers": list(seen.workers),
         "lanes": [asdict(lane) | {"lag": lane.lag, "unsent": lane.unsent} for lane in seen.lanes],
+        "open_transactions": [each.document() for each in seen.open_transactions],
         "lag": seen.lag,
         "unsent": seen.unsent,
         "outbox": seen.outbox,
@@ -314,6 +358,7 @@ def lines(seen: Sample, problems: Sequence[str], *, every_lane: bool) -> list[st
         f"  {'timers':<10} {seen.timers_waiting}",
         f"  {'dead':<10} {seen.dead_letters} letters",
     ]
+    shown += [f"  {'open':<10} {each}" for each in seen.open_transactions]
     return shown + [f"Standing still: {problem}" for problem in problems]
 
 

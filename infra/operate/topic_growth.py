@@ -221,7 +221,10 @@ class _Growth:
             if row["stopped"]:
                 raise GrowthRefused(f"lane {COMMANDS}/{row['id']} has stopped ({row['stopped']}): see `ap lanes`")
             extent, at = extents[row["id"]], row["next_offset"]
-            if not extent.begin <= at <= extent.end:
+            if extent.hidden:
+                held = await reader.held(COMMANDS, row["id"], extent) or "an open transaction"
+                raise GrowthRefused(f"{COMMANDS}/{row['id']} waits for {held}: try again when it has ended")
+            if not extent.holds(at):
                 held = f"{extent.begin} to {extent.end}"
                 raise GrowthRefused(f"lane {COMMANDS}/{row['id']} stands at {at}, its topic holds {held}: `ap lanes`")
             pending[row["id"]] = Extent(at, extent.end)

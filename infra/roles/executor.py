@@ -33,7 +33,10 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
 
 
 async def _hints(settings: Settings, executor: Executor, kinds: list[str]) -> None:
-    """Wake the executor when a hint of one of its kinds arrives. Every executor hears every hint."""
+    """Wake the executor when a hint of one of its kinds arrives. Every executor hears every hint.
+
+    Also one that its publisher aborts: nothing is decided by it, and nobody's transaction may keep an executor asleep.
+    """
     names = [f"{settings.topic_prefix}steps.{kind}" for kind in kinds if kind in STEP_KINDS]
     consumer = AIOKafkaConsumer(
         *names, bootstrap_servers=settings.required_kafka_bootstrap, group_id=None, auto_offset_reset="latest"

@@ -6,8 +6,12 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
+
+from bus.deciding import DecidingTime
+
+INTERRUPT_SECONDS = 0.25
 
 
 def freeze_start_up_objects() -> None:
@@ -15,6 +19,18 @@ def freeze_start_up_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@contextlib.contextmanager
+def interrupting(deciding: DecidingTime) -> Iterator[None]:
+    """Look now and then whether a decision still ends: a timer of this process's CPU time, for its main thread."""
+    former = signal.signal(signal.SIGVTALRM, lambda number, frame: deciding.interrupt())
+    signal.setitimer(signal.ITIMER_VIRTUAL, INTERRUPT_SECONDS, INTERRUPT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, former)
 
 
 @contextlib.asynccontextmanager

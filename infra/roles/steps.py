@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 
@@ -17,6 +19,7 @@ from bus.postgres import PostgresStore, load_row
 from bus.producer import Producer
 from bus.worker import DatabaseClock
 from handlers.runs.programs import Programs
+from handlers.steps.check import Checker
 from handlers.steps.code import CodeRunner, SandboxUnavailable
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Result, StepPool
@@ -25,7 +28,7 @@ from infra.domains import PROJECTIONS
 from infra.roles.extras import Extras
 from infra.settings import Settings
 from infra.telemetry.role import RoleTelemetry, telemetry
-from projections.catalog import VERSIONS
+from projections.catalog import VERSIONS, Version
 from schemas.workflow.graph import Program
 
 log = logging.getLogger("agent_platform")
@@ -35,6 +38,7 @@ STEP_STOP_SECONDS = 20.0
 """How long steps under way may take after SIGTERM; the others are repeated elsewhere."""
 CODE_AT_ONCE = 64
 """Code steps leased at once: more than run at once, so that the sandbox never waits for a claim."""
+CHECKS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
@@ -50,7 +54,6 @@ class StepParts:
     leases: Leases
     pool: StepPool
     told: RoleTelemetry
-    check_code: Callable[[str], str | None] | None = None
     deliver: Any = None
 
     async def program(self, version_id: str) -> Program:
@@ -58,11 +61,26 @@ class StepParts:
         known = self.programs.known(version_id)
         if known is not None:
             return known
-        names = ", ".join(f'"{column.name}"' for column in VERSIONS.columns)
-        row = await self.database.fetchrow(f"SELECT {names} FROM definition_version WHERE id = $1", version_id)
-        if row is None:
+        version = await version_of(self.database, version_id)
+        if version is None:
             raise LookupError(f"there is no workflow version {version_id}")
-        return self.programs.of(load_row(VERSIONS, tuple(row)))
+        compiled = await asyncio.to_thread(self.programs.compile, version)
+        self.programs.keep(version_id, compiled)
+        if compiled.program is None:
+            raise LookupError(f"workflow version {version_id} has errors")
+        return compiled.program
+
+
+def _refused_code(why: str, code: str) -> str:
+    """What a code node is told where there is no sandbox."""
+    return f"code nodes cannot run here: {why}"
+
+
+async def version_of(database: asyncpg.Pool, version_id: str) -> Version | None:
+    """A stored version, with its definition."""
+    names = ", ".join(f'"{column.name}"' for column in VERSIONS.columns)
+    row = await database.fetchrow(f"SELECT {names} FROM definition_version WHERE id = $1", version_id)
+    return None if row is None else cast(Version, load_row(VERSIONS, tuple(row)))
 
 
 @contextlib.asynccontextmanager
@@ -81,15 +99,17 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
     code = CodeRunner(processes_max=2, timeout_seconds_max=settings.max_timeout_seconds, sandbox=settings.code_sandbox)
     await clock.measure(store.now)
     await producer.start()
-    check_code: Callable[[str], str | None] | None = code.check
+    check_code: Callable[[str], str | None] = code.check
     try:
         await code.start()
     except SandboxUnavailable as error:
         log.error("code nodes are refused: %s", error)
-        check_code = None
-    performers: dict[str, Performer] = {"code": code.perform, **extras.performers}
+        check_code = functools.partial(_refused_code, str(error))
+    checker = Checker(functools.partial(version_of, pool), check_code)
+    performers: dict[str, Performer] = {"code": code.perform, "check": checker.perform, **extras.performers}
     capacity = dict.fromkeys(performers, settings.step_concurrency)
     capacity["code"] = min(settings.step_concurrency, CODE_AT_ONCE)
+    capacity["check"] = min(settings.step_concurrency, CHECKS_AT_ONCE)
     parts = StepParts(
         owner=owner,
         clock=clock,
@@ -108,7 +128,6 @@ async def _connected(settings: Settings, extras: Extras, owner: str, told: RoleT
             telemetry=told.bus,
         ),
         told=told,
-        check_code=check_code,
     )
     if told.waiting is not None:
         told.waiting.pool = pool

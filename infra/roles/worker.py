@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +21,14 @@ from handlers.steps.leases import Leases
 from handlers.steps.pool import StepPool
 from infra import topics
 from infra.domains import PROJECTIONS, Installation, domains
+from infra.roles import retention
 from infra.roles.extras import Extras
-from infra.roles.process import freeze_start_up_objects, stopping, working
+from infra.roles.process import freeze_start_up_objects, interrupting, stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
 from infra.settings import Settings
-from infra.telemetry.metrics import LaneMetrics, Owned
-from outbox.retention import Retention
+from infra.telemetry.metrics import LaneMetrics, Owned, RetentionMetrics
+from outbox.retention import Retention, nobody
 from projections.catalog import Version
 from projections.runtime import NodeRun
 
@@ -39,10 +42,11 @@ async def run_worker(settings: Settings, extras: Extras | None = None) -> None:
             return
         async with worker(settings, extras or Extras()) as running:
             freeze_start_up_objects()
-            async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
-                await stop.wait()
-                await running.worker.stop()
-                await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
+            with interrupting(running.worker.kernel.deciding):
+                async with working(stop, running.worker.run(), *(task.run() for task in running.duties)):
+                    await stop.wait()
+                    await running.worker.stop()
+                    await asyncio.gather(*(pool.stop(STEP_STOP_SECONDS) for pool in running.pools))
 
 
 @dataclass(slots=True)
@@ -60,9 +64,8 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
     async with step_parts(settings, extras, "worker") as parts:
         steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver
-        installed = Installation(
-            parts.programs, frozenset(parts.pool.kinds), parts.check_code, extras.defences.lease_token
-        )
+        preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        installed = Installation(parts.programs, frozenset(parts.pool.kinds), extras.defences.lease_token)
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
@@ -81,7 +84,11 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             claimable={NodeRun: claimable},
             hint=lambda row: hint(row, settings.steps_partitions),
             ingress=IngressRules(settings.auth_required),
-            limits=Limits(rows_max=settings.batch_rows_max),
+            limits=Limits(
+                rows_max=settings.batch_rows_max,
+                deciding_seconds_max=settings.batch_deciding_milliseconds_max / 1_000,
+            ),
+            background=functools.partial(asyncio.get_running_loop().run_in_executor, preparing),
             defences=extras.defences,
             immutable_facts=frozenset({Version}),
             telemetry=parts.told.bus,
@@ -105,7 +112,13 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
             fallback,
-            Retention(parts.database),
+            Retention(
+                parts.database,
+                retention.aged(settings),
+                retention.ended(settings),
+                RetentionMetrics(parts.told.metrics).seen if parts.told.metrics is not None else nobody,
+                tombstones=extras.defences.tombstones,
+            ),
             Heartbeats(fallback_pool, fallback_leases, settings.lease_renew_seconds),
         ]
         await running.start()
@@ -114,10 +127,11 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         finally:
             await running.stop()
             await fallback_pool.stop(0)
+            preparing.shutdown(wait=False, cancel_futures=True)
 
 
 def _owned(worker: Worker) -> list[Owned]:
-    return [Owned(lane, worker.end_offset(lane.id)) for lane in worker.lanes.values()]
+    return [Owned(lane, worker.end_offset(lane.id), worker.held_back(lane.id)) for lane in worker.lanes.values()]
 
 
 def _fallback(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool, Leases]:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from bus.lanes import INGRESS_BASE
 from bus.telemetry import BatchReport, Span, Step
+from outbox.retention import Round
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, INGRESS
 
@@ -51,10 +52,14 @@ class OwnedLane(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A lane, and the end of its topic's partition as far as the consumer has heard of it."""
+    """A lane, and where reading its topic's partition ends as far as the consumer has heard of it.
+
+    `held_back`: how many offsets behind that wait for the end of an open transaction.
+    """
 
     lane: OwnedLane
     end_offset: int
+    held_back: int = 0
 
 
 class Metrics:
@@ -177,6 +182,9 @@ class LaneMetrics(Collector):
         unsent = GaugeMetricFamily(
             f"{PREFIX}_outbox_unsent", "Records made and not known to be on Kafka", labels=labels
         )
+        held_back = GaugeMetricFamily(
+            f"{PREFIX}_lane_held_back", "Offsets behind a publisher's open transaction", labels=labels
+        )
         offset = GaugeMetricFamily(f"{PREFIX}_lane_next_offset", "The next offset to be handled", labels=labels)
         stopped = GaugeMetricFamily(f"{PREFIX}_lane_stopped", "1 if the lane waits for a person", labels=labels)
         count = 0
@@ -184,11 +192,12 @@ class LaneMetrics(Collector):
             lane, place = each.lane, _place(each.lane.id)
             count += 1
             lag.add_metric(place, max(0, each.end_offset - lane.dealt))
+            held_back.add_metric(place, each.held_back)
             unsent.add_metric(place, lane.position - lane.sent)
             offset.add_metric(place, lane.dealt)
             stopped.add_metric(place, 1 if lane.stopped else 0)
         yield GaugeMetricFamily(f"{PREFIX}_lanes_owned", "Lanes that this process owns", value=count)
-        yield from (lag, unsent, offset, stopped)
+        yield from (lag, held_back, unsent, offset, stopped)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -206,6 +215,24 @@ class WaitingMetrics:
             self._waiting.labels(what).set(count)
         for what, seconds in oldest_seconds.items():
             self._oldest.labels(what).set(seconds)
+
+
+class RetentionMetrics:
+    """What retention forgets, told after each of its rounds."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._rows = metrics.counter("retention_rows", "Rows forgotten or removed by retention", ["what"])
+        self._aggregates = metrics.counter("retention_aggregates", "Ended aggregates removed whole", ["kind"])
+        self._oldest = metrics.gauge(
+            "retention_oldest_ended_seconds", "How long ago the aggregate ended that ended first and is kept", ["kind"]
+        )
+
+    def seen(self, done: Round, now: float) -> None:
+        for what, count in done.rows.items():
+            self._rows.labels(what).inc(count)
+        for kind, count in done.aggregates.items():
+            self._aggregates.labels(kind).inc(count)
+            self._oldest.labels(kind).set(max(0.0, now - done.oldest.get(kind, now)))
 
 
 def _place(lane: int) -> list[str]:

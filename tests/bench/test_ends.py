@@ -9,7 +9,7 @@ import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from bus.batch import Partitions, event_record
-from bus.consumer import batches
+from bus.record_batches import batches
 from bus.store import Logged
 from infra.bench.ends import seen
 from schemas.decider import Recorded

@@ -19,6 +19,7 @@ from infra.db import TableSpec
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
+from outbox.tombstones import TOMBSTONES, Tombstone
 from schemas.access import ApiKeyStatusChanged
 from schemas.decider import Recorded
 from schemas.messages import Event
@@ -37,8 +38,11 @@ class Backend(Protocol):
     async def lane(self, lane: int) -> tuple[int, int, int, int, str]:
         """epoch, next offset, position, sent, stopped."""
 
-    async def redrives(self, letter_id: str) -> int | None:
-        """How often a dead letter has died again; None if there is none."""
+    async def died(self, letter_id: str) -> tuple[int, float]:
+        """How often a dead letter has died again, and when it did last."""
+
+    async def bury(self, tombstone: Tombstone) -> None:
+        """As retention leaves it."""
 
 
 @dataclass
@@ -53,8 +57,11 @@ class Memory:
         row = self.database.lanes[lane]
         return row.epoch, row.next_offset, row.position, row.sent, row.stopped
 
-    async def redrives(self, letter_id: str) -> int | None:
-        return self.database.redrives.get(letter_id)
+    async def died(self, letter_id: str) -> tuple[int, float]:
+        return self.database.redrives[letter_id], self.database.letters[letter_id].at
+
+    async def bury(self, tombstone: Tombstone) -> None:
+        self.database.tables[TOMBSTONES.name][tombstone.id] = tombstone
 
 
 @dataclass
@@ -67,9 +74,14 @@ class Postgres:
         assert row is not None
         return row[0], row[1], row[2], row[3], row[4]
 
-    async def redrives(self, letter_id: str) -> int | None:
-        found: int | None = await self.store.pool.fetchval("SELECT redrives FROM dead_letter WHERE id = $1", letter_id)
-        return found
+    async def died(self, letter_id: str) -> tuple[int, float]:
+        row = await self.store.pool.fetchrow("SELECT redrives, at FROM dead_letter WHERE id = $1", letter_id)
+        assert row is not None
+        return row[0], row[1]
+
+    async def bury(self, tombstone: Tombstone) -> None:
+        values = [getattr(tombstone, column.name) for column in TOMBSTONES.columns]
+        await self.store.pool.execute("INSERT INTO tombstone VALUES ($1, $2, $3, $4, $5, $6, $7)", *values)
 
 
 @asynccontextmanager

@@ -12,8 +12,9 @@ from bus.statements import PATIENCE_BATCHES
 from bus.store import Fenced, Outcome, Poison, Store, Unavailable, Unit, Unknown, Writes
 from infra.db import TableSpec
 from infra.domains import PROJECTIONS
+from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import API_KEYS
-from projections.runtime import MARKS, NODE_RUNS
+from projections.runtime import MARKS, NODE_RUNS, RUNS
 from tests.contract.stores import (
     Backend,
     event,
@@ -212,6 +213,20 @@ async def test_what_is_there_already_refuses_everything(backend: Backend) -> Non
     assert (await backend.lane(lane))[1] == 0
 
 
+async def test_an_aggregate_that_was_removed_is_not_made_again(backend: Backend) -> None:
+    gone, other = sample(RUNS), sample(RUNS)
+    tombstone = Tombstone(gone.id, "t1", "run", "completed", 7, 1_700_000_000.5, 1_700_000_001.5)
+    await backend.bury(tombstone)
+    assert await load(backend.store, TOMBSTONES, gone.id, other.id) == [tombstone]
+    lane = new_lane()
+    (claimed,) = await backend.store.claim([lane], "a")
+    with pytest.raises(Poison):
+        await backend.store.write(Writes([standing(claimed)], inserts={"run": [other, gone]}))
+    assert await load(backend.store, RUNS, gone.id, other.id) == []
+    await backend.store.write(Writes([standing(claimed)], inserts={"run": [other]}))
+    assert await load(backend.store, RUNS, other.id) == [other]
+
+
 async def test_a_value_that_cannot_be_stored_is_poison(backend: Backend) -> None:
     lane = new_lane()
     (claimed,) = await backend.store.claim([lane], "a")
@@ -277,6 +292,23 @@ async def test_a_message_of_a_transaction_that_failed_is_still_new(backend: Back
         assert (admitted.repeats, admitted.outcomes) == (frozenset(), {})
 
 
+async def test_a_deferred_outcome_keeps_where_whoever_waits_listens(backend: Backend) -> None:
+    lane = new_lane()
+    (claimed,) = await backend.store.claim([lane], "a")
+    reserved = outcome("pending")._replace(reply_partition=7)
+    pending = outcome("pending")._replace(reply_partition=3, deferred=True)
+    async with backend.store.unit() as unit:
+        await unit.lock([standing(claimed)])
+        await unit.admit([], [reserved])
+        writes = Writes([standing(claimed)], new_outcomes=[pending], outcomes=[reserved._replace(deferred=True)])
+        await unit.save(writes)
+    async with backend.store.unit() as unit:
+        assert await unit.stored_outcomes([pending.command_id, reserved.command_id, new_id()]) == {
+            pending.command_id: pending,
+            reserved.command_id: reserved._replace(deferred=True),
+        }
+
+
 async def test_the_outcome_of_a_command_is_told_again(backend: Backend) -> None:
     lane, asked = new_lane(), outcome("pending")
     (claimed,) = await backend.store.claim([lane], "a")
@@ -315,8 +347,9 @@ async def test_a_letter_that_dies_again_is_the_same_letter(backend: Backend) -> 
     lane, dead = new_lane(), letter(new_lane())
     (claimed,) = await backend.store.claim([lane], "a")
     for redrives in range(3):
+        dead = replace(dead, at=dead.at + redrives)
         await backend.store.write(Writes([standing(claimed)], dead_letters=[dead]))
-        assert await backend.redrives(dead.id) == redrives
+        assert await backend.died(dead.id) == (redrives, dead.at)
 
 
 async def test_time_goes_on(backend: Backend) -> None:

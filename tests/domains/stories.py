@@ -18,7 +18,7 @@ class Story:
     """`given`: what other domains do before. The steps use every command of the domain at least once."""
 
     domain: Domain
-    given: tuple[Command, ...]
+    given: tuple[Command | Internal, ...]
     steps: tuple[Step, ...]
 
     def command(self, number: int) -> Command | None:
@@ -32,20 +32,21 @@ class Story:
                 return command
 
     def record(self, number: int, tenant_id: str = TENANT) -> Out:
-        """Step `number` as a record. Another tenant sends it under an id of its own, and waits for an outcome."""
+        """Step `number` as a record. Another tenant sends it under an id of its own."""
         command = self.command(number)
         assert command is not None
         foreign = tenant_id != TENANT
         id = message_id(1_000 + number if foreign else len(self.given) + number)
-        reply = foreign or not isinstance(self.steps[number], Internal)
-        return record(command, id, tenant_id, reply=reply)
+        return record(command, id, tenant_id, reply=not isinstance(self.steps[number], Internal))
 
     async def played(self, steps: int) -> Platform:
         """A platform on which so many steps have been taken."""
         platform = Platform()
         await platform.claim()
-        for number, command in enumerate(self.given):
-            await platform.feed(record(command, message_id(number), reply=True))
+        for number, step in enumerate(self.given):
+            internal = isinstance(step, Internal)
+            command = step.command if isinstance(step, Internal) else step
+            await platform.feed(record(command, message_id(number), reply=not internal))
         for number in range(steps):
             await self.take(platform, number)
         return platform

@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from handlers.catalog import version_id
 from schemas import catalog, runtime
+from schemas.messages import derive
 from tests.domains.platform import TENANT, Platform, message_id, record
 
 MINE, THEIRS = (str(uuid.UUID(int=number, version=4)) for number in (11, 12))
@@ -15,6 +17,12 @@ CODE = {"id": "a", "type": "code", "config": {"language": "python", "code": "def
 def node_of(platform: Platform, run_id: str) -> Any:
     (row,) = [row for row in platform.database.tables["node_run"].values() if row.run_id == run_id]
     return row
+
+
+async def checked(platform: Platform, check: str, workflow: str, version: str) -> None:
+    """The version's check found nothing."""
+    found = catalog.TakeCheck(definition_id=workflow, version_id=version, check_id=derive(check, "check"))
+    await platform.feed(record(found, message_id(20), reply=False))
 
 
 async def test_a_node_run_named_under_another_run_stays_as_it_was() -> None:
@@ -31,6 +39,8 @@ async def test_a_node_run_named_under_another_run_stays_as_it_was() -> None:
         )
     ):
         await platform.feed(record(command, message_id(number), reply=True))
+        if isinstance(command, catalog.CreateVersion):
+            await checked(platform, message_id(number), workflow, version_id(message_id(number)))
     before = node_of(platform, THEIRS)
     await platform.claim()  # With nothing in memory, rows are loaded by the ids that are named.
     foreign = runtime.SetNodeStatus(run_id=MINE, node_run_id=before.id, status="completed")

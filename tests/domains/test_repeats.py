@@ -60,6 +60,9 @@ class Run(Platform):
     def _answer(self, row: NodeRun) -> Out:
         names: dict[str, Any] = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token}
         command: Command
+        if row.kind == "check":
+            command = wire.CompleteNode(**names, output={"problems": []})
+            return record(command, self._fresh(), reply=False)
         match self.scenario.effects(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 command = wire.CompleteNode(**names, output=output, output_text=text)
@@ -73,12 +76,17 @@ async def play(scenario: Scenario) -> tuple[list[Handled], Mapping[str, Any]]:
     platform = Run(scenario=scenario)
     await platform.claim()
     handled: list[Handled] = []
-    todo = deque(platform.ask(command) for command in commands(platform))
+    asked = [platform.ask(command) for command in commands(platform)]
+    published = next(index for index, out in enumerate(asked) if out.key == asked[-1].key)
+    todo = deque(asked[:published])
+    later = deque(asked[published:])  # What is asked of the run: its workflow is published by then.
     while len(handled) < RECORDS_MAX:
         todo += platform.made
         platform.made.clear()
         if not todo:
             todo += platform.answers()
+        if not todo:
+            todo, later = later, todo
         if not todo and platform.database.timers:
             platform.at = min(due for due, _ in platform.database.timers.values())
             await platform.kernel.fire_timers()

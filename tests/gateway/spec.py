@@ -24,7 +24,7 @@ class Spec:
     tenant_id: str = "t1"
 
     def given(self, *events: Event) -> Given:
-        tables = Tables(aggregate_id=AGGREGATE)
+        tables = Tables(aggregate_id=AGGREGATE, tenant_id=self.tenant_id)
         for seq, event in enumerate(events, 1):
             _fold(self.domain, tables, event, seq, self.tenant_id)
         return Given(self, tables, len(events))
@@ -39,6 +39,7 @@ class Given:
     def when(self, command: Command, *, tenant_id: str | None = None) -> When:
         meta = Meta(MESSAGE, tenant_id or self.spec.tenant_id, AGGREGATE, at=100.0)
         decide = self.spec.domain.decide[type(command)]
+        self.tables.tenant_id = meta.tenant_id
 
         def run() -> list[Decision]:
             decisions = []

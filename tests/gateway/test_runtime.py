@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from outbox.tombstones import Tombstone
+from projections.runtime import Run
 from tests.gateway.test_workflows import GREET, RANDOM, made
 from tests.gateway.world import World
 
@@ -36,6 +39,32 @@ async def test_a_run_goes_to_its_end(http: httpx.AsyncClient) -> None:
     assert (await http.get(f"/gateway/runtime/runs/{run['id']}")).json() == run
     nodes = (await http.get("/gateway/runtime/node-runs", params={"run_id": run["id"]})).json()["items"]
     assert [node["node_id"] for node in nodes] == ["start", "greet"]
+
+
+async def test_a_run_that_retention_removed_is_gone_and_another_tenants_is_not_found(
+    http: httpx.AsyncClient, world: World
+) -> None:
+    run = await started(http, await workflow(http, GREET))
+    path = f"/gateway/runtime/runs/{run['id']}"
+    del world.tables.rows[Run, run["id"]]
+    tombstone = Tombstone(run["id"], "public", "run", "completed", 9, 1_700_000_000.0, 1_700_086_400.0)
+    world.tables.rows[Tombstone, run["id"]] = tombstone
+    for query in ({"at_seq": "1"}, {"tenant_id": "public"}):
+        answer = await http.get(path, params=query)
+        assert (answer.status_code, answer.json()["code"]) == (410, "run_expired"), query
+    answer = await http.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (410, "run_expired")
+    assert answer.headers["content-type"] == "application/problem+json"
+    shown = {name: answer.json()[name] for name in ("ended_status", "ended_at", "removed_at")}
+    assert shown == {
+        "ended_status": "completed",
+        "ended_at": "2023-11-14T22:13:20Z",
+        "removed_at": "2023-11-15T22:13:20Z",
+    }
+    answer = await http.get(path, params={"tenant_id": "t9"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    world.tables.rows[Tombstone, run["id"]] = replace(tombstone, kind="session")
+    assert (await http.get(path)).status_code == 404
 
 
 async def test_the_run_bears_the_requests_trace_and_correlation(http: httpx.AsyncClient, world: World) -> None:

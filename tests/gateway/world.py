@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,17 +19,21 @@ from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
 from gateway.http.state import Gateway
+from handlers.steps.check import problems_of
 from infra.db import TableSpec
 from infra.domains import DOMAINS, PROJECTIONS
 from infra.settings import Settings
+from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import ApiKey
+from projections.catalog import Version
 from projections.runtime import NodeRun, Run
-from schemas.decider import After, Domain, Meta, Recorded
-from schemas.envelope import Envelope, Headers, decode_headers
+from schemas.decider import After, Answer, Awaited, Decision, Deferred, Domain, Meta, Missing, Recorded, Settled
+from schemas.envelope import AnswerTo, Envelope, Headers, decode_headers
 from schemas.messages import Command, Event, Rejected
 from schemas.registry import decode_command
+from schemas.runtime import StartSingle
 
-ROWS = {spec.name: spec.row for spec in PROJECTIONS}
+ROWS = {**{spec.name: spec.row for spec in PROJECTIONS}, TOMBSTONES.name: Tombstone}
 SPECS = {spec.row: spec for spec in PROJECTIONS}
 
 
@@ -39,12 +43,15 @@ class Tables:
 
     rows: dict[tuple[type[Any], str], Any] = field(default_factory=dict)
     aggregate_id: str = ""
+    tenant_id: str = ""
 
     def get(self, kind: type[Any], id: str) -> Any:
-        return self.rows.get((kind, id))
+        """As the kernel shows rows: another tenant's are not there."""
+        row = self.rows.get((kind, id))
+        return row if row is not None and row.tenant_id == self.tenant_id else None
 
     def fact(self, kind: type[Any], id: str) -> Any:
-        return self.rows.get((kind, id))
+        return self.get(kind, id)
 
     def want(self, kind: type[Any], ids: Iterable[str]) -> None:
         pass
@@ -99,14 +106,15 @@ class World:
             problem = Rejected("idempotency_key_reused", "sent with another request before", status=422)
             return Outcome(envelope.id, "rejected", problem.problem())
         try:
-            body, status = self.decide(envelope, command), "succeeded"
+            status, body = self.decide(envelope, command)
         except Rejected as refusal:
-            body, status = refusal.problem(), "rejected"
+            status, body = "rejected", refusal.problem()
         outcome = Outcome(envelope.id, status, orjson.loads(orjson.dumps(body)))
         self.outcomes[envelope.id] = (envelope.fingerprint, envelope.tenant_id, outcome)
         return outcome
 
-    def decide(self, envelope: Envelope, command: Command) -> Any:
+    def decide(self, envelope: Envelope, command: Command) -> tuple[str, Any]:
+        """The outcome of a command; a check that it awaits is done at once."""
         domain = next(each for each in DOMAINS if type(command) in each.decide)
         meta = Meta(
             message_id=envelope.id,
@@ -117,13 +125,43 @@ class World:
             correlation_id=envelope.correlation_id,
             traceparent=envelope.traceparent,
         )
-        self.tables.aggregate_id = meta.aggregate_id
-        for decision in domain.decide[type(command)](command, self.tables, meta):
-            if isinstance(decision, Event):
-                self._fold(domain, decision, meta)
-            else:
-                assert isinstance(decision, After | Command)
-        return domain.answer(command, self.tables, meta)
+        self.tables.aggregate_id, self.tables.tenant_id = meta.aggregate_id, meta.tenant_id
+        head = self.tables.rows.get((domain.head, meta.aggregate_id))
+        if command.creates and head is not None and head.tenant_id != meta.tenant_id:
+            raise Rejected("id_taken", f"{meta.aggregate_id} is taken")
+        outcome: tuple[str, Any] | None = None
+        awaited: list[Awaited] = []
+        for decision in self._decisions(domain, command, meta):
+            match decision:
+                case Event():
+                    self._fold(domain, decision, meta)
+                case Awaited():
+                    awaited.append(decision)
+                case Settled():
+                    outcome = decision.status, decision.body
+                case _:
+                    assert isinstance(decision, After | Command | Deferred)
+        for each in awaited:
+            outcome = self.decide(envelope, self._checked(domain, each, meta))
+        return outcome or ("succeeded", domain.answer(command, self.tables, meta))
+
+    def _decisions(self, domain: Domain, command: Command, meta: Meta) -> Iterator[Decision]:
+        """What is decided; programs are compiled on the way."""
+        while True:
+            try:
+                yield from domain.decide[type(command)](command, self.tables, meta)
+                return
+            except Missing as lack:
+                for each in lack.work:
+                    each.keep(each.make())
+
+    def _checked(self, domain: Domain, awaited: Awaited, meta: Meta) -> Command:
+        assert isinstance(awaited.command, StartSingle)
+        version = self.tables.rows[Version, awaited.command.inputs["version_id"]]
+        answer = Answer({"problems": problems_of(version.spec)})
+        told = domain.answered(AnswerTo(domain.name, meta.aggregate_id, awaited.subject, awaited.wait_id), answer)
+        assert told is not None
+        return told
 
     def _fold(self, domain: Domain, event: Event, meta: Meta) -> None:
         head = self.tables.get(domain.head, meta.aggregate_id)
@@ -150,7 +188,7 @@ class World:
 
     async def one(self, tenant_id: str, spec: TableSpec, id: str) -> Any | None:
         self._answering()
-        row = self.tables.get(spec.row, id)
+        row = self.tables.rows.get((spec.row, id))
         return row if row is not None and row.tenant_id == tenant_id else None
 
     async def page(self, tenant_id: str, page: Page) -> Sequence[Any]:
@@ -214,7 +252,7 @@ class World:
 
     async def api_key(self, id: str) -> ApiKey | None:
         self._answering()
-        key: ApiKey | None = self.tables.get(ApiKey, id)
+        key: ApiKey | None = self.tables.rows.get((ApiKey, id))
         return key
 
     async def any_api_key(self) -> bool:

@@ -85,7 +85,7 @@ def test_json_on_a_terminal(text: str, capsys: pytest.CaptureFixture[str]) -> No
 @EACH
 @pytest.mark.parametrize("as_json", [False, True])
 def test_lanes(text: str, as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    lane = Standing(1, "commands", 1, text, 1, 2, 3, 4, 5, stopped=text, begin=0, end=9)
+    lane = Standing(1, "commands", 1, text, 1, 2, 3, 4, 5, stopped=text, begin=0, end=9, hidden=0)
     operate._print_lanes([lane], as_json)
     out = capsys.readouterr().out
     assert active(out, lines=True) == []

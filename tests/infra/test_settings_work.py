@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from bus.postgres import session
+from handlers.steps.port import StepCall, StepFailed
 from infra.local.embedded import EmbeddedStack
 from infra.local.supervisor import Supervisor
 from infra.roles.extras import Extras
@@ -22,6 +23,7 @@ from infra.settings import Settings
 from infra.telemetry.role import telemetry
 from infra.topics import _new
 from schemas.topics import TOPICS
+from schemas.workflow.node_types import Code
 from tests.live import prepared, until
 
 LIMITS = {
@@ -65,15 +67,19 @@ async def test_each_time_out_ends_what_takes_longer(settings: Settings) -> None:
             connection.terminate()
 
 
+CALL = StepCall("n", "r", "t", "a", 1, Code(code="result = 6 * 7"), {})
+
+
 @pytest.mark.services
 async def test_steps_are_bounded_and_the_sandbox_is_chosen(settings: Settings) -> None:
     changed = settings.model_copy(update={"step_concurrency": 3, "code_sandbox": "bubblewrap"})
     async with step_parts(changed, Extras(), "executor") as parts:
         assert parts.pool.room("code") == 3
-        assert parts.check_code is None, "there is no such sandbox, so code is refused"
+        with pytest.raises(StepFailed, match="sandbox_unavailable"):
+            await parts.pool.performers["code"](CALL)
     async with step_parts(settings, Extras(), "executor") as parts:
         assert parts.pool.room("code") > 3
-        assert parts.check_code is not None
+        assert (await parts.pool.performers["code"](CALL)).output == {"result_json": 42}
 
 
 @pytest.mark.services

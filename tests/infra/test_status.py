@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from infra.operate.status import LaneStatus, NoAnswer, Sample, document, judged, lines, look, standing_still
+from bus.consumer import Held
+from infra.operate.status import (
+    LaneStatus,
+    NoAnswer,
+    OpenTransaction,
+    Sample,
+    document,
+    judged,
+    lines,
+    look,
+    standing_still,
+)
 from infra.settings import load_settings
 
 IDLE_LANE = LaneStatus(3, "commands", 3, "worker-1", 1, next_offset=10, end_offset=10, position=7, sent=7, stopped="")
@@ -34,6 +45,30 @@ def test_a_lane_that_has_just_got_records_is_given_time() -> None:
 def test_a_lane_that_handles_nothing_is_named() -> None:
     behind = replace(IDLE, lanes=(BEHIND,))
     assert standing_still(behind, behind) == ["lane commands/3 handles none of its 5 records (owner worker-1)"]
+
+
+def test_a_transaction_that_stays_open_is_named_and_one_that_comes_and_goes_is_not() -> None:
+    hanging = OpenTransaction("ingress", 3, 12, Held(17, 4, 1_790_000_000.0))
+    before = replace(IDLE, open_transactions=(hanging,))
+    assert before.seems_to_wait
+    text = (
+        "partition ingress/3 waits for an open transaction since 2026-09-21T14:13:20Z (producer 4, offset 17):"
+        " 12 offsets are held back"
+    )
+    assert standing_still(before, replace(before, open_transactions=(replace(hanging, hidden=12),))) == [text]
+    assert f"  open       {text}" in lines(before, [], every_lane=False)
+    assert document(before, [])["open_transactions"] == [
+        {
+            "topic": "ingress",
+            "partition": 3,
+            "hidden": 12,
+            "offset": 17,
+            "producer_id": 4,
+            "since": 1_790_000_000.0,
+        }
+    ]
+    next_one = replace(hanging, held=Held(90, 4, 1_790_000_001.0))
+    assert standing_still(before, replace(IDLE, open_transactions=(next_one,))) == []
 
 
 def test_a_lane_that_sends_nothing_is_named() -> None:

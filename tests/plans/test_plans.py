@@ -18,7 +18,11 @@ from handlers.steps import leases
 from infra.db import changed
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
+from infra.roles import retention
 from infra.roles.prepare import migrate
+from infra.settings import load_settings
+from outbox.ended import _bury
+from outbox.tombstones import TOMBSTONES
 from projections.fold import FoldRows
 from projections.runtime import NODE_RUNS, RUNS, Run
 from projections.runtime_fold import _BLANK, evolve
@@ -30,7 +34,8 @@ pytestmark = pytest.mark.services
 
 FILL = """
 INSERT INTO run SELECT r.* FROM (SELECT t FROM run t LIMIT 1) AS s, generate_series(1, {runs}) AS n,
-  jsonb_populate_record(s.t, jsonb_build_object('id', gen_random_uuid(), 'tenant_id', 't' || n % 50)) AS r;
+  jsonb_populate_record(s.t, jsonb_build_object('id', gen_random_uuid(), 'tenant_id', 't' || n % 50,
+    'ended_at', CASE WHEN n % 10 > 0 THEN n END)) AS r;
 INSERT INTO node_run SELECT r.* FROM (SELECT t FROM node_run t LIMIT 1) AS s, generate_series(1, {nodes}) AS n,
   jsonb_populate_record(s.t, jsonb_build_object('id', gen_random_uuid(), 'run_id', gen_random_uuid(),
     'status', 'completed', 'ready', false, 'attempt', n % 3)) AS r;
@@ -73,7 +78,8 @@ async def plan_of(connection: asyncpg.Connection, sql: str) -> str:
     count = await connection.fetchval(
         "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = $1", name
     )
-    explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {name} ({', '.join(['NULL'] * count)})")
+    values = f"({', '.join(['NULL'] * count)})" if count else ""
+    explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {name} {values}")
     await connection.execute(f"DEALLOCATE {name}")
     return "\n".join(shape(orjson.loads(explained)[0]["Plan"]))
 
@@ -95,7 +101,7 @@ def hot_statements() -> dict[str, str]:
     step = Writes(advances=[advance], inserts={"node_run": [node]}, updates={"run": [run], "node_run": [node]})
     step.events.append(logged)
     step.trim = True
-    names = ", ".join(f'"{column.name}"' for column in NODE_RUNS.columns)
+    names, tombstone = (", ".join(f'"{column.name}"' for column in spec.columns) for spec in (NODE_RUNS, TOMBSTONES))
     return {
         "save a step": statements.of(step)[0],
         "lock": postgres._LOCK,
@@ -113,7 +119,19 @@ def hot_statements() -> dict[str, str]:
         "expired leases": leases._EXPIRED,
         "steps made since": leases._MADE_SINCE,
         "unacknowledged results": leases._UNACKNOWLEDGED,
+        "load tombstones": f"SELECT {tombstone} FROM tombstone WHERE id = ANY($1::uuid[])",
     }
+
+
+def retention_statements() -> dict[str, str]:
+    settings = load_settings()
+    found = {f"forget {rule.what}": rule.delete for rule in retention.aged(settings)}
+    for rule in retention.ended(settings):
+        found |= {f"find ended {rule.kind}": rule.find, f"oldest ended {rule.kind}": rule.oldest}
+        for part in rule.parts:
+            found[f"remove {part.name}"] = f"DELETE FROM {part.name} WHERE {part.parent} = ANY($1::uuid[])"
+        found[f"remove {rule.kind}"] = _bury(rule.kind)
+    return found
 
 
 async def test_hot_statements_never_scan_a_table(worker_session: asyncpg.Connection) -> None:
@@ -123,9 +141,21 @@ async def test_hot_statements_never_scan_a_table(worker_session: asyncpg.Connect
         assert "WHOLE INDEX" not in plan, f"{name}:\n{plan}"
 
 
+async def test_retention_finds_what_is_old_by_its_age(worker_session: asyncpg.Connection) -> None:
+    for name, sql in retention_statements().items():
+        plan = await plan_of(worker_session, sql)
+        assert "Seq Scan" not in plan, f"{name}:\n{plan}"
+        if name.startswith("oldest"):
+            assert "run_ended" in plan, plan
+        else:
+            assert "WHOLE INDEX" not in plan, f"{name}:\n{plan}"
+            assert "Sort" not in plan, f"{name}:\n{plan}"
+
+
 @pytest.mark.slow
 async def test_plans_do_not_change_as_tables_grow(worker_session: asyncpg.Connection) -> None:
-    before = {name: await plan_of(worker_session, sql) for name, sql in hot_statements().items()}
+    statements = hot_statements() | retention_statements()
+    before = {name: await plan_of(worker_session, sql) for name, sql in statements.items()}
     await worker_session.execute("SET transaction_timeout = 0")
     await worker_session.execute("SET enable_seqscan = on")
     await worker_session.execute("RESET role")
@@ -133,6 +163,6 @@ async def test_plans_do_not_change_as_tables_grow(worker_session: asyncpg.Connec
         await worker_session.execute(statement, timeout=300)
     await worker_session.execute("SET role ap_worker")
     await worker_session.execute("SET enable_seqscan = off")
-    after = {name: await plan_of(worker_session, sql) for name, sql in hot_statements().items()}
+    after = {name: await plan_of(worker_session, sql) for name, sql in statements.items()}
     for name, plan in before.items():
         assert after[name] == plan, name

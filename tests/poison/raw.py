@@ -15,6 +15,7 @@ from aiokafka.record.util import calc_crc32c
 
 RawHeader = tuple[bytes, bytes | None]
 SNAPPY = 2
+TRANSACTIONAL = 0x10
 _XERIAL = b"\x82SNAPPY\x00" + struct.pack(">ii", 1, 1)
 
 
@@ -27,14 +28,27 @@ class RawRecord:
     key: bytes | None = None
 
 
-def batch(records: Sequence[RawRecord], *, codec: int = 0, timestamp: float | None = None) -> bytes:
-    """One record batch with these records. `codec`: 0 none, SNAPPY."""
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes a batch of a transaction: its producer's id and epoch, and the number of the batch's first record."""
+
+    producer_id: int
+    epoch: int
+    sequence: int
+
+
+def batch(
+    records: Sequence[RawRecord], *, codec: int = 0, timestamp: float | None = None, within: Writer | None = None
+) -> bytes:
+    """One record batch with these records. `codec`: 0 none, SNAPPY. `within`: it belongs to a transaction."""
     at = int((time.time() if timestamp is None else timestamp) * 1_000)
     body = b"".join(_record(number, record) for number, record in enumerate(records))
     if codec == SNAPPY:
         body = _snappy(body)
     last = len(records) - 1
-    checked = struct.pack(">hiqqqhii", codec, last, at, at, -1, -1, -1, len(records)) + body
+    attributes = codec | (TRANSACTIONAL if within else 0)
+    writer = (within.producer_id, within.epoch, within.sequence) if within else (-1, -1, -1)
+    checked = struct.pack(">hiqqqhii", attributes, last, at, at, *writer, len(records)) + body
     return struct.pack(">qiibI", 0, 9 + len(checked), 0, 2, calc_crc32c(checked)) + checked
 
 
@@ -51,12 +65,12 @@ class RawProducer:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def send(self, topic: str, partition: int, data: bytes) -> int:
+    async def send(self, topic: str, partition: int, data: bytes, transactional_id: str | None = None) -> int:
         """The offset of the batch's first record, once the broker has it. AssertionError if the broker refuses it."""
         self._client.add_topic(topic)
         await self._client.force_metadata_update()
         leader = self._client.cluster.leader_for_partition(TopicPartition(topic, partition))
-        request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, data)])])
+        request = ProduceRequest(transactional_id, -1, 10_000, [(topic, [(partition, data)])])
         response = await self._client.send(leader, request)
         ((_, ((_, error, offset, *_),)),) = response.topics
         assert error == 0, error

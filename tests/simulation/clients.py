@@ -60,7 +60,7 @@ class Clients:
         self.started: dict[str, Started] = {}
         self.junk: set[tuple[str, int, int]] = set()
 
-    async def ask(self, command: Command, tenant_id: str, *, poisoned: bool = False) -> None:
+    async def ask(self, command: Command, tenant_id: str, *, poisoned: bool = False) -> str:
         """Send a command until its outcome is known, as a client with an idempotency key does."""
         world = self.world
         id = world.new_id()
@@ -81,8 +81,9 @@ class Clients:
                 world.log.append(out)
             deadline = world.now() + 5
             while world.now() < deadline:
-                if id in world.database.outcomes:
-                    return
+                outcome = world.database.outcomes.get(id)
+                if outcome is not None and outcome.status != "pending":
+                    return outcome.status
                 await asyncio.sleep(0.05)
 
     def _by_ingress(self, command: Command, id: str, tenant_id: str) -> Out:
@@ -122,7 +123,8 @@ class Clients:
         version = catalog_wire.CreateVersion(
             definition_id=definition, kind="workflow", spec=scenario.dsl, status="published"
         )
-        await self.ask(version, tenant_id)
+        while await self.ask(version, tenant_id) == "failed":
+            """Its check was lost with several executors: a version is made anew."""
         run_id = self.world.new_id()
         started = self.started[run_id] = Started(run_id, tenant_id, scenario, poisoned)
         body = {"run_id": run_id, "workflow_id": definition, "inputs": scenario.inputs, "mode": mode}

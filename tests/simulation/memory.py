@@ -27,6 +27,7 @@ from bus.store import (
     Writes,
 )
 from infra.db import TableSpec
+from outbox.tombstones import TOMBSTONES
 
 Point = Callable[[str], Awaitable[None]]
 """Called at named points. A test suspends the caller there, or raises what may be raised there."""
@@ -66,7 +67,7 @@ class MemoryDatabase:
             name: [column.name for column in spec.columns if column.pg_type == "text"]
             for name, spec in self.specs.items()
         }
-        self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.specs}
+        self.tables: dict[str, dict[str, Any]] = {name: {} for name in (*self.specs, TOMBSTONES.name)}
         self.row_locks: set[tuple[str, str]] = set()
         self.events: dict[tuple[str, int], Logged] = {}
         self.outbox: dict[tuple[int, int], Out] = {}
@@ -75,6 +76,7 @@ class MemoryDatabase:
         self.outcomes: dict[str, Outcome] = {}
         self.timers: dict[str, tuple[float, Timer]] = {}
         self.letters: dict[str, DeadLetter] = {}
+        self.transactions = 0
         self.redrives: dict[str, int] = {}
         self.clock = clock
         self.fence = True
@@ -92,6 +94,7 @@ class MemoryDatabase:
 
     def apply(self, writes: Writes) -> None:
         """Everything that `refuse_existing` has let pass."""
+        self.transactions += 1
         for name, rows in writes.inserts.items():
             self.tables[name].update((row.id, row) for row in rows)
         for name, rows in writes.updates.items():
@@ -133,7 +136,7 @@ class MemoryDatabase:
                 raise Poison(f"23505: outcome {outcome.command_id} exists")
         for name, rows in writes.inserts.items():
             for row in rows:
-                if row.id in self.tables[name]:
+                if row.id in self.tables[name] or row.id in self.tables[TOMBSTONES.name]:
                     raise Poison(f"23505: {name} {row.id} exists")
         for name, rows in (*writes.inserts.items(), *writes.updates.items()):
             for row in rows:
@@ -194,6 +197,11 @@ class MemoryStore:
         finally:
             unit.end()
         await self._point("after_commit")
+
+    async def read(self, spec: TableSpec, ids: Sequence[str]) -> list[Any]:
+        await self._point("load")
+        table = self.database.tables[spec.name]
+        return [table[id] for id in ids if id in table]
 
     async def claim(self, lanes: Sequence[int], owner: str) -> list[Claimed]:
         await self._point("before_claim")
@@ -288,6 +296,11 @@ class MemoryUnit:
         wanted = set(parents)
         rows = self._database.tables[spec.name].values()
         return self._hold(spec, [row for row in rows if getattr(row, spec.parent) in wanted and spec.live(row)])
+
+    async def stored_outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        await self._point("load")
+        self._statement()
+        return {id: self._database.outcomes[id] for id in ids if id in self._database.outcomes}
 
     async def due_timers(self, lanes: Sequence[int]) -> list[Out]:
         await self._point("load")

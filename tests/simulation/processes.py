@@ -12,6 +12,7 @@ from bus.kernel import Kernel
 from bus.lanes import Lane
 from bus.store import Incoming, Out, SendFailed, Unavailable, Unknown
 from handlers.ingress import IngressRules
+from handlers.steps.check import problems_of
 from infra.domains import Installation, domains
 from projections.catalog import Version
 from projections.runtime import LEASED, UNLISTED, NodeRun
@@ -121,7 +122,8 @@ class Process:
                 return
         command = self._answer(row, timed_out)
         out = world.command(command, row, f"result:{row.lease_token}")
-        if world.clients.started[row.run_id].poisoned:
+        started = world.clients.started.get(row.run_id)
+        if started is not None and started.poisoned:
             world.database.refused.add(decode_headers(out.headers).id)
         await self.tell(row, command, out)
 
@@ -141,6 +143,9 @@ class Process:
         names = {"run_id": row.run_id, "node_run_id": row.id, "lease_token": row.lease_token, "worker": worker}
         if timed_out:
             return wire.FailNode(**names, error=Failure(code="timeout"))
+        if row.kind == "check":
+            version = self.world.database.tables["definition_version"][(row.input or {})["version_id"]]
+            return wire.CompleteNode(**names, output={"problems": problems_of(version.spec)})
         match self.world.effects(row.run_id)(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 return wire.CompleteNode(**names, output=output, output_text=text)
@@ -190,7 +195,7 @@ class Worker(Process):
 
     # The port `Steps`.
 
-    def lease(self, row: NodeRun, at: float, *, new: bool) -> NodeRun | None:
+    def lease(self, row: NodeRun, lane: Lane, at: float, *, new: bool) -> NodeRun | None:
         if self.executing >= ROOM or self.world.chance.random() < 0.3:
             return None
         self.executing += 1

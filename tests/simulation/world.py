@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 import traceback
@@ -61,7 +62,10 @@ class World:
         self.partitions = Partitions(LANES, self.chance.choice((3, LANES)), 1)
         self.lanes = [*range(LANES), *range(INGRESS_BASE, INGRESS_BASE + INGRESS_LANES)]
         self.limits = Limits(
-            aggregates_max=self.chance.choice((1, 2, 400)), rows_max=self.chance.choice((5, 50, 4_096))
+            aggregates_max=self.chance.choice((1, 2, 400)),
+            aggregate_bytes_max=self.chance.choice((1, 4_000, 256 * 1024)),
+            rows_max=self.chance.choice((5, 50, 4_096)),
+            deciding_seconds_max=math.inf,  # The machine's own speed must not change what a seed does.
         )
         self.programs = Programs()
         self.share = self.chance.choice([2, 5, 256, 256])
@@ -255,8 +259,9 @@ class World:
 
     def _on_commit(self, writes: Writes) -> None:
         for logged in writes.events:
-            if isinstance(logged.recorded.event, NODE_ENDED):
-                self.clients.started[logged.recorded.aggregate_id].ends += 1
+            started = self.clients.started.get(logged.recorded.aggregate_id)
+            if started is not None and isinstance(logged.recorded.event, NODE_ENDED):
+                started.ends += 1
         self.step_made.set()
 
     def _on_append(self, out: Out) -> None:

@@ -35,9 +35,14 @@ class Tables:
     def __init__(self, facts: Iterable[Any]) -> None:
         self.rows: dict[tuple[type[Any], str], Any] = {}
         self.facts = {(type(fact), fact.id): fact for fact in facts}
+        self.tenant_id = TENANT
 
     def get(self, kind: type[Any], id: str) -> Any:
-        return self.rows.get((kind, id))
+        return self._own(self.rows.get((kind, id)))
+
+    def _own(self, row: Any) -> Any:
+        """As the kernel shows rows: another tenant's are not there."""
+        return row if row is not None and row.tenant_id == self.tenant_id else None
 
     def want(self, kind: type[Any], ids: Iterable[str]) -> None:
         return None
@@ -47,7 +52,7 @@ class Tables:
         return [row for (each, _), row in self.rows.items() if each is kind and spec.live(row)]
 
     def fact(self, kind: type[Any], id: str) -> Any:
-        return self.facts.get((kind, id))
+        return self._own(self.facts.get((kind, id)))
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,12 @@ class Flow:
     def __post_init__(self) -> None:
         self.version = Version(
             id=VERSION, definition_id=WORKFLOW, tenant_id=TENANT, kind="workflow", number=1, status="published",
-            spec=self._dsl(), problems=[], description="", created_at=0.0, published_at=0.0,
+            spec=self._dsl(), problems=[], checks={}, description="", created_at=0.0, published_at=0.0,
         )  # fmt: skip
         self.facts: list[Any] = [definition(), self.version]
-        self.domain: Domain = Runtime(Programs(), share=self.share).domain()
+        programs = Programs()
+        programs.keep(VERSION, programs.compile(self.version))
+        self.domain: Domain = Runtime(programs, share=self.share).domain()
         self.tables = Tables(self.facts)
         self.at = 0.0
         self.messages = 0
@@ -141,6 +148,7 @@ class Flow:
 
     def handle(self, command: Command, tenant_id: str = TENANT) -> list[Decision]:
         self.messages += 1
+        self.tables.tenant_id = tenant_id
         meta = Meta(derive(RUN, f"message {self.messages}"), tenant_id, RUN, self.at)
         decided = []
         for decision in self.domain.decide[type(command)](command, self.tables, meta):

@@ -84,11 +84,12 @@ def test_lanes_are_shown_as_they_stand_when_asked() -> None:
     lanes = [Standing(3, 10, 20, 17), Standing(INGRESS_BASE + 1, 5, 0, 0, "a reason")]
     ends = {3: 14, INGRESS_BASE + 1: 4}
     metrics = Metrics()
-    metrics.watch(LaneMetrics(lambda: [Owned(lane, ends[lane.id]) for lane in lanes]))
+    metrics.watch(LaneMetrics(lambda: [Owned(lane, ends[lane.id], held_back=2) for lane in lanes]))
     seen = read(metrics)
     assert seen["agent_platform_lanes_owned",] == 2
     assert seen["agent_platform_lane_lag", "3", "commands"] == 4
     assert seen["agent_platform_outbox_unsent", "3", "commands"] == 3
+    assert seen["agent_platform_lane_held_back", "3", "commands"] == 2
     assert seen["agent_platform_lane_lag", "1", "ingress"] == 0  # The consumer has not heard of its end yet.
     assert seen["agent_platform_lane_stopped", "1", "ingress"] == 1
     del lanes[0]

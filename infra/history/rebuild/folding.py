@@ -57,6 +57,11 @@ class Folder:
             except Exception as error:
                 self._give_up(f"seq {seq} ({name}): {type(error).__name__}: {error}")
 
+    def forget(self, aggregate_id: str) -> None:
+        """It was removed while its events were being read: what was folded of it is not to be compared."""
+        if self._id == aggregate_id:
+            self._id, self._rows = "", None
+
     def take_whole(self, until: str) -> dict[str, FoldRows | None]:
         """The aggregates before the id `until`, each once; None for one that cannot be folded."""
         if self._id and self._id < until:

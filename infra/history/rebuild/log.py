@@ -23,6 +23,8 @@ COLUMNS = (
 _NEXT = f"""SELECT {COLUMNS} FROM event e
 WHERE (e.aggregate_id, e.seq) > ($1::uuid, $2::int4) AND e.type LIKE $3 ORDER BY e.aggregate_id, e.seq LIMIT $4"""
 
+_REMOVED = "SELECT id::text FROM tombstone WHERE id = $1"
+
 SESSION = {
     "role": "ap_worker",
     "application_name": "agent-platform rebuild",
@@ -38,13 +40,15 @@ SESSION = {
 class Chunk:
     """`events` in order. `until`: aggregates before this id are whole by now; "" if none has come to its end.
 
-    `stored`: the rows of the aggregates from the former chunk's `until` up to this one's, by comparer.
+    `stored`: the rows of the aggregates from the former chunk's `until` up to this one's, by comparer. `removed`: the
+    aggregate that the former chunk ended with, if retention has removed it since.
     """
 
     events: Sequence[asyncpg.Record]
     until: str
     stored: Sequence[tuple[Comparer, Sequence[asyncpg.Record]]]
     last: bool
+    removed: str = ""
 
 
 class LogReader:
@@ -83,11 +87,12 @@ class LogReader:
             events = await connection.fetch(_NEXT, *self._at, self._types, self._events_per_chunk)
             last = len(events) < self._events_per_chunk
             until = END if last else self._whole_before(events[-1][0])
+            removed = await connection.fetchval(_REMOVED, self._at[0]) or ""
             stored = [(each, await self._stored(connection, each, until)) for each in self._comparers if until]
         if events:
             self._at = events[-1][0], events[-1][1]
         self._since = until or self._since
-        return Chunk(events, until, stored, last)
+        return Chunk(events, until, stored, last, removed)
 
     def _whole_before(self, going_on: str) -> str:
         """The chunk's last aggregate may go on in the next one; those before it do not."""

@@ -16,6 +16,7 @@ from infra.history.rebuild.comparison import Comparer, compare, missing
 from infra.history.rebuild.folding import Folder
 from infra.history.rebuild.log import COLUMNS, END
 from infra.history.rebuild.report import Difference, RebuildReport
+from outbox.ended import TAKE_LOCK
 from projections.runtime import LEASED, READY, UNLISTED
 from schemas.topics import COMMANDS, partition_of
 
@@ -112,6 +113,7 @@ async def _hold(
             done, repaired = 0, Counter[str]()
             async with pool.acquire() as connection, connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+                await connection.execute(TAKE_LOCK)
                 await connection.execute(_FENCE, lane)
                 started = time.perf_counter()
                 shield_until = lease_seconds + float(

@@ -96,6 +96,8 @@ async def _fill(reader: LogReader, target: Target, report: RebuildReport, on_pro
 
 
 async def _fold(folder: Folder, chunk: Chunk) -> None:
+    if chunk.removed:
+        folder.forget(chunk.removed)
     for start in range(0, len(chunk.events), EVENTS_PER_TURN):
         folder.take(chunk.events[start : start + EVENTS_PER_TURN])
         await asyncio.sleep(0)

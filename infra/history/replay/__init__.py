@@ -8,7 +8,7 @@ from infra.history.replay.destinations import (
     TopicDestination,
     open_file,
 )
-from infra.history.replay.export import ExportRange, export
+from infra.history.replay.export import ExportRange, export, removed
 from infra.history.replay.places import From, ReplayRefused, Until
 from infra.history.replay.run import ReplayReport, replay
 from infra.history.replay.selection import Selection
@@ -27,5 +27,6 @@ __all__ = [
     "Until",
     "export",
     "open_file",
+    "removed",
     "replay",
 ]

@@ -21,6 +21,9 @@ EVENTS_PER_PAGE = 5_000
 _SEQ = re.compile(r"\d{1,9}\Z")
 _PAGE = """SELECT e.aggregate_id::text, e.seq, e.type, e.tenant_id, e.at, e.actor, e.correlation_id, e.causation_id,
 e.traceparent, e.data FROM event e WHERE (e.aggregate_id, e.seq) > ($1::uuid, $2::int4)"""
+_REMOVED = """SELECT id::text, last_seq, removed_at FROM tombstone
+WHERE id = ANY($1::uuid[]) AND ($2 = '' OR tenant_id = $2) ORDER BY id"""
+_REMOVED_COUNT = "SELECT count(*) FROM tombstone WHERE $1 = '' OR tenant_id = $1"
 SESSION = {"role": "ap_worker", "application_name": "agent-platform export", "enable_sort": "off"}
 
 
@@ -43,6 +46,19 @@ class ExportRange:
             elif text:
                 bounds[f"at_{which}"] = instant_of(option, text)
         return cls(**bounds)
+
+
+async def removed(database_url: str, selection: Selection) -> list[str]:
+    """What is said of the aggregates named whose events retention has removed; of all, how many there are."""
+    connection = await asyncpg.connect(database_url, server_settings=SESSION)
+    try:
+        if not selection.aggregates:
+            count = await connection.fetchval(_REMOVED_COUNT, selection.tenant)
+            return [f"retention has removed {count} ended aggregates: their events are gone"] if count else []
+        rows = await connection.fetch(_REMOVED, [_id(each) for each in selection.aggregates], selection.tenant)
+        return [f"{id}: its {last_seq} events were removed by retention at {rfc3339(at)}" for id, last_seq, at in rows]
+    finally:
+        await connection.close()
 
 
 async def export(database_url: str, selection: Selection, bounds: ExportRange) -> AsyncIterator[JsonObject]:

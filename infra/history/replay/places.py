@@ -89,7 +89,7 @@ async def extents(
         ends |= await _first_since(consumer, places, until.at, ends)
     ends |= dict(until.offsets)
     for partition, offset in begins.items():
-        if not there[partition].begin <= offset <= there[partition].end:
+        if not there[partition].holds(offset):
             held = f"{there[partition].begin} to {there[partition].end}"
             raise ReplayRefused(f"{topic}/{partition} holds offsets {held}, not {offset}")
     return {

@@ -101,7 +101,7 @@ async def resumed(
         if offset is None:
             found[place] = extent
             continue
-        if not there[place.partition].begin <= offset <= there[place.partition].end:
+        if not there[place.partition].holds(offset):
             held = (
                 f"{place.topic}/{place.partition} holds {there[place.partition].begin} to {there[place.partition].end}"
             )
@@ -157,6 +157,7 @@ class _Reading:
         for place in going:
             self._consumer.seek(place, wanted[place].begin)
         idle = 0
+        reading, stand = list(going), list[int]()
         while going:
             found = await self._consumer.getmany(timeout_ms=POLL_MILLISECONDS, max_records=self._pace.records_max)
             for place, records in found.items():
@@ -165,7 +166,8 @@ class _Reading:
                 self._on_batch(self._report)
             if follow:
                 continue
-            idle = 0 if found else idle + 1
+            before, stand = stand, [await self._consumer.position(place) for place in reading]
+            idle = 0 if stand != before else idle + 1  # They move without records over what was aborted.
             if idle > IDLE_POLLS_MAX:
                 raise ReadStalled(f"{going[0].topic} does not reach its end")
             for place in [each for each in going if await self._consumer.position(each) >= ends[each]]:

@@ -11,7 +11,7 @@ import asyncpg
 
 from bus.lanes import INGRESS_BASE
 from bus.replay import Extent
-from infra.history.verify.system import System
+from infra.history.verify.system import System, removed
 from schemas.envelope import Malformed, decode_headers
 from schemas.messages import UUID_PATTERN
 from schemas.topics import EVENTS, partition_of
@@ -71,15 +71,18 @@ class Topic:
 async def compare(
     system: System, connection: asyncpg.Connection, places: Sequence[tuple[Place, Any]]
 ) -> list[tuple[Place, Any]]:
-    """I9 on the topic: each record is the event that the log has. What the log lacks comes back."""
+    """I9 on the topic: each record is the event that the log has, or had. What the log lacks comes back."""
     wanted = sorted({place for place, _ in places})
     rows = await connection.fetch(_LOGGED, [id for id, _ in wanted], [seq for _, seq in wanted])
     logged = {(str(row["aggregate_id"]), row["seq"]): row for row in rows}
+    gone = await removed(connection, {id for id, seq in wanted if (id, seq) not in logged})
     lacking = []
     for place, record in places:
         row = logged.get(place)
         if row is None:
-            lacking.append((place, record))
+            last_seq, _ = gone.get(place[0], (0, ""))
+            if place[1] > last_seq:
+                lacking.append((place, record))
             continue
         envelope = decode_headers(record.headers)
         seen = (envelope.type, envelope.tenant_id, envelope.causation_id, record.value)
@@ -95,6 +98,8 @@ async def check_events_topic(system: System) -> None:
         topic = Topic(system, partition)
         async for records in system.records(EVENTS, partition):
             newer += await topic.take(records, system.database)
+        if extents[partition].hidden:
+            continue  # What is not seen may be behind an open transaction; a note says so.
         waiting = await _missing(system, topic)
         if waiting:
             await _await(system, topic, waiting)
@@ -130,14 +135,17 @@ async def _await(system: System, topic: Topic, waiting: dict[str, tuple[int, int
     deadline = loop.time() + system.patience_seconds
     begin = system.extents[EVENTS][topic.partition].end
     while True:
-        end = (await system.reader.extents(EVENTS))[topic.partition].end
-        async for records in system.reader.read(EVENTS, topic.partition, Extent(begin, end)):
+        now = (await system.reader.extents(EVENTS))[topic.partition]
+        async for records in system.reader.read(EVENTS, topic.partition, Extent(begin, now.end)):
             for place, _ in await topic.take(records, system.fresh):
                 system.report.add("I6", [f"{place[0]}/{place[1]} is on the topic and not in the log"])
-        begin = end
+        begin = now.end
         late = {id: span for id, span in waiting.items() if topic.last.get(id, 0) < span[1]}
         if not late or loop.time() > deadline:
             break
         await asyncio.sleep(0.25)
+    if late and now.hidden:
+        system.report.notes.append(f"not checked: {len(late)} aggregates behind an open transaction on {EVENTS}")
+        return
     for id, (first, last) in late.items():
         system.report.add("I6", [f"{id}/{max(first, topic.last.get(id, 0) + 1)} to {last} never reached the topic"])

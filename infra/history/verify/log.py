@@ -15,7 +15,7 @@ from infra.history.verify.history import (
     sequence,
     terminal_transitions,
 )
-from infra.history.verify.system import KEPT_SECONDS, System, chunks, known
+from infra.history.verify.system import KEPT_SECONDS, System, chunks, known, removed
 from schemas import registry, runtime
 from schemas.decider import Recorded
 from schemas.messages import UUID_PATTERN, Event
@@ -27,16 +27,17 @@ Causes = dict[str, tuple[int, float]]
 _LOG = """SELECT aggregate_id, seq, lane, type, tenant_id, at, actor, correlation_id, causation_id, traceparent, data
 FROM event ORDER BY aggregate_id, seq"""
 _INBOX = "SELECT message_id FROM inbox WHERE message_id = ANY($1::uuid[])"
-_OUTCOMES = "SELECT command_id, status, type FROM command_outcome WHERE command_id = ANY($1::uuid[])"
+_OUTCOMES = "SELECT command_id, status, type, deferred FROM command_outcome WHERE command_id = ANY($1::uuid[])"
 _SEVERAL = """SELECT causation_id, min(aggregate_id::text), max(aggregate_id::text) FROM event
 GROUP BY causation_id HAVING min(aggregate_id::text) <> max(aggregate_id::text)"""
-_PENDING = "SELECT command_id FROM command_outcome WHERE status = 'pending'"
+_PENDING = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND NOT deferred"
 _MADE = """SELECT command_id, type, body FROM command_outcome
 WHERE status = 'succeeded' AND type = ANY($1::text[])"""
 _FIRST = """SELECT aggregate_id, causation_id FROM event WHERE seq = 1 AND aggregate_id = ANY($1::uuid[])"""
 _BEYOND = """SELECT e.aggregate_id, e.seq FROM event e JOIN lane l ON l.id = e.lane WHERE e.position > l.position"""
 _OUTBOX_BEYOND = """SELECT o.lane, o.position FROM outbox o JOIN lane l ON l.id = o.lane
 WHERE o.position > l.position"""
+_HALF_REMOVED = """SELECT t.id FROM tombstone t WHERE EXISTS (SELECT FROM event e WHERE e.aggregate_id = t.id)"""
 _SAME_PLACE = """SELECT e.aggregate_id, e.seq, e.lane, e.position FROM event e JOIN outbox o
 ON o.lane = e.lane AND o.position = e.position"""
 
@@ -114,7 +115,8 @@ async def causes(system: System, batch: Sequence[History]) -> Causes:
         lacking: Causes = {}
         for each in history:
             outcome = outcomes.get(each.causation_id)
-            if outcome is not None and outcome["status"] not in ("succeeded", "pending"):
+            # What a deferred command began has happened, also if it is refused in the end.
+            if outcome is not None and not outcome["deferred"] and outcome["status"] != "succeeded":
                 problem = f"{each.aggregate_id}/{each.seq}: its command {each.causation_id} was {outcome['status']}"
                 system.report.add("I5", [problem])
             elif outcome is None and each.causation_id not in inbox and each.at > system.now - KEPT_SECONDS:
@@ -135,6 +137,8 @@ async def _once_over_all(system: System) -> None:
         add("I5", [f"event {row[0]}/{row[1]} stands beyond its lane's position"])
     async for row in system.stream(_OUTBOX_BEYOND):
         add("I5", [f"outbox row {row[0]}/{row[1]} stands beyond its lane's position"])
+    async for row in system.stream(_HALF_REMOVED):
+        add("I5", [f"{row[0]} was removed by retention, and has events"])
     async for row in system.stream(_SAME_PLACE):
         add("I5", [f"event {row[0]}/{row[1]} and an outbox row share position {row[3]} of lane {row[2]}"])
 
@@ -156,7 +160,10 @@ async def outcomes_have_effects(system: System) -> None:
 async def _effects(system: System, made: Sequence[tuple[str, str, str]]) -> None:
     ids = [id for _, _, id in made if UUID_PATTERN.match(id)]
     first = {str(row[0]): row[1] for row in await system.database.fetch(_FIRST, ids)}
+    gone = await removed(system.database, [id for id in ids if id not in first])
     for command_id, name, id in made:
+        if id in gone:
+            continue
         if id not in first:
             system.report.add("I1", [f"command {command_id} ({name}) succeeded, and {id} has no events"])
         elif name == runtime.CreateRun.model_fields["type"].default and first[id] != command_id:

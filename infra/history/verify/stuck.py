@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from bus.statements import load_headers
-from infra.history.verify.system import System
+from infra.history.verify.system import System, known
 from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
+from schemas.messages import derive
+from schemas.outcomes import ExpireOutcome
 from schemas.runtime import RUN_ENDED, WakeNode
 
 _ENDED = ", ".join(f"'{status}'" for status in sorted(RUN_ENDED))
@@ -28,6 +32,10 @@ _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
 FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
 WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
 _PENDING = "SELECT id, run_id, attempt, due_at FROM node_run WHERE status = 'pending'"
+_DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
+_TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
+EXPIRING_SECONDS = 2.0
+"""A deferred outcome whose timer has fired is ended within such a time."""
 _TIMERS = "SELECT id, key, headers, body, due_at < to_timestamp($1) AS late FROM timer"
 
 
@@ -54,16 +62,34 @@ async def check_stuck(system: System) -> None:
         elif not row["waits"] and row["mode"] == "auto":
             add("I11", [f"run {row['id']} is {row['status']}, its queued nodes wait for nothing"])
     await _timers(system, before)
+    await _deferred(system)
+
+
+async def _deferred(system: System) -> None:
+    """An outcome that comes later has a timer that ends the wait, or its end is on its way."""
+    suspects = await _without_timer(system)
+    if suspects:
+        await asyncio.sleep(EXPIRING_SECONDS)
+        suspects &= await _without_timer(system)
+    for id in sorted(suspects):
+        system.report.add("I11", [f"the deferred outcome of command {id} has no timer that ends it"])
+
+
+async def _without_timer(system: System) -> set[str]:
+    ids = [str(row[0]) for row in await system.database.fetch(_DEFERRED)]
+    timers = await known(system.database, _TIMER_IDS, [derive(id, "expire") for id in ids])
+    return {id for id in ids if derive(id, "expire") not in timers}
 
 
 async def _timers(system: System, before: float) -> None:
     """A pending node run waits for its timer: there must be one, and it must fire."""
     awaited: set[tuple[str, int]] = set()
+    pending = {str(row[0]) for row in await system.database.fetch(_DEFERRED)}
     async for row in system.stream(_TIMERS, before):
         system.report.checked["timers"] += 1
-        if row["late"]:
-            system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
         command = _command(row["headers"], row["body"])
+        if row["late"] and (not isinstance(command, ExpireOutcome) or command.command_id in pending):
+            system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
         if isinstance(command, WakeNode):
             awaited.add((command.node_run_id, command.attempt))
     async for row in system.stream(_PENDING):

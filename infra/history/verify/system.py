@@ -18,6 +18,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 _SESSION = {"role": "ap_worker", "application_name": "agent-platform verify", "default_transaction_read_only": "on"}
 KEPT_SECONDS = 7 * 86_400
 """Inbox rows of older messages may have been forgotten."""
+_TOMBSTONES = "SELECT id, last_seq, tenant_id FROM tombstone WHERE id = ANY($1::uuid[])"
 TOPICS = (COMMANDS, INGRESS, EVENTS, DEAD_LETTERS)
 
 
@@ -60,6 +61,10 @@ class System:
     def lane_of(self, topic: str, partition: int) -> LaneRow | None:
         return self.lanes.get(partition + (INGRESS_BASE if topic == INGRESS else 0))
 
+    def hides(self, topic: str) -> bool:
+        """Whether an open transaction holds records of a topic back: what is not seen there may be there."""
+        return any(extent.hidden for extent in self.extents[topic].values())
+
     async def records(self, topic: str, partition: int) -> AsyncIterator[list[Any]]:
         async for chunk in self.reader.read(topic, partition, self.extents[topic][partition]):
             self.report.checked[f"{topic} records"] += len(chunk)
@@ -92,6 +97,9 @@ async def examined(
             except TopicMissing as missing:
                 system.extents[topic] = {}
                 system.report.notes.append(f"not checked: {missing}")
+            for partition, extent in system.extents[topic].items():
+                if held := await reader.held(topic, partition, extent):
+                    system.report.notes.append(f"not checked: {topic}/{partition} from {extent.end} on, behind {held}")
         yield system
 
 
@@ -101,6 +109,15 @@ async def known(connection: asyncpg.Connection, sql: str, ids: Iterable[str]) ->
     if not wanted:
         return set()
     return {str(row[0]) for row in await connection.fetch(sql, wanted)}
+
+
+async def removed(connection: asyncpg.Connection, ids: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Those of these aggregates that retention has removed: how many events they had, and their tenant."""
+    wanted = sorted({id for id in ids if UUID_PATTERN.match(id)})
+    if not wanted:
+        return {}
+    rows = await connection.fetch(_TOMBSTONES, wanted)
+    return {str(row[0]): (row[1], row[2]) for row in rows}
 
 
 def chunks(items: Sequence[Any], size: int = 1_000) -> Iterable[Sequence[Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.history.verify.system import System
+from infra.history.verify.system import System, removed
 from schemas.envelope import Envelope
 from schemas.messages import UUID_PATTERN
 from schemas.topics import COMMANDS
@@ -49,6 +49,9 @@ async def check_commands(system: System, partition: int, taken: Sequence[tuple[i
     ]  # fmt: skip
     rows = await system.fresh.fetch(_TENANTS, sorted({envelope.subject for _, envelope in named}))
     owners = {str(row[0]): row[1] for row in rows}
+    lacking = [envelope.subject for _, envelope in named if envelope.subject not in owners]
+    gone = await removed(system.fresh, lacking)
+    owners |= {id: tenant_id for id, (_, tenant_id) in gone.items()}
     for offset, envelope in named:
         owner = owners.get(envelope.subject, envelope.tenant_id)
         if owner != envelope.tenant_id:

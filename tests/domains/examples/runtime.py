@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from schemas.catalog import CreateDefinition, CreateVersion, definition_id
-from schemas.messages import Command, JsonObject
+from handlers.catalog import version_id
+from schemas.catalog import CreateDefinition, CreateVersion, TakeCheck, definition_id
+from schemas.messages import Command, JsonObject, derive
 from schemas.runtime import (
     CancelRun,
     CompleteNode,
@@ -19,13 +20,14 @@ from schemas.runtime import (
     Failure,
     SetNodeStatus,
     SetRunStatus,
+    StartSingle,
     WakeNode,
     node_run_id,
 )
 from tests.domains.examples import Changed, Internal, Step
-from tests.domains.platform import TENANT
+from tests.domains.platform import TENANT, message_id
 
-MANUAL, LONG, CANCELLED, BROKEN, SET = (str(uuid.UUID(int=number, version=4)) for number in range(101, 106))
+MANUAL, LONG, CANCELLED, BROKEN, SET, SINGLE = (str(uuid.UUID(int=number, version=4)) for number in range(101, 107))
 STEPWISE, AT_ONCE = (definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once"))
 A, B = (node_run_id(MANUAL, name, "1") for name in "ab")
 RETRIED = {"max_attempts": 2, "retry_delay_seconds": 2}
@@ -40,7 +42,13 @@ def version(workflow: str, nodes: list[JsonObject], edges: str) -> CreateVersion
     return CreateVersion(definition_id=workflow, kind="workflow", spec=spec, status="published")
 
 
-GIVEN: tuple[Command, ...] = (
+def checked(workflow: str, number: int) -> Internal:
+    """The check that command `number` began has found nothing, so that version is published."""
+    id = message_id(number)
+    return Internal(TakeCheck(definition_id=workflow, version_id=version_id(id), check_id=derive(id, "check")))
+
+
+GIVEN: tuple[Command | Internal, ...] = (
     CreateDefinition(kind="workflow", code="stepwise", name="Step by step"),
     version(
         STEPWISE,
@@ -50,10 +58,13 @@ GIVEN: tuple[Command, ...] = (
         ],
         "ab",
     ),
+    checked(STEPWISE, 1),
     CreateDefinition(kind="workflow", code="at-once", name="At once"),
     version(AT_ONCE, [{"id": name, "type": "answer", "config": {"text": name}} for name in "abcde"], "ab ac bd cd de"),
+    checked(AT_ONCE, 4),
 )
 STEPS: tuple[Step, ...] = (
+    Internal(StartSingle(run_id=SINGLE, step="check", inputs={"version_id": SINGLE})),
     CreateRun(run_id=MANUAL, workflow_id=STEPWISE, mode="manual"),
     ExecuteNode(run_id=MANUAL, node_run_id=A),
     Internal(CompleteNode(run_id=MANUAL, node_run_id=A, lease_token=1, output={"x": 1})),

@@ -1,0 +1,1 @@
+"""The kernel's own promises, shown on a domain made for that."""
