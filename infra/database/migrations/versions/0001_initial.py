@@ -32,6 +32,21 @@ BEGIN
 END $$
 """
 
+REMOVED = """
+CREATE FUNCTION ap_not_removed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN  -- By now an insert has waited for whoever was removing the row, and this sees what that has committed.
+  IF EXISTS (SELECT FROM made m JOIN tombstone t ON t.id = m.id) THEN
+    RAISE unique_violation USING MESSAGE = 'an id of a removed aggregate is not used again';
+  END IF;
+  RETURN NULL;
+END $$
+"""
+
+NOT_REMOVED = """
+CREATE TRIGGER not_removed AFTER INSERT ON run REFERENCING NEW TABLE AS made
+  FOR EACH STATEMENT EXECUTE FUNCTION ap_not_removed()
+"""
+
 
 def _role(name: str, options: str) -> str:
     return f"""DO $$ BEGIN
@@ -45,6 +60,8 @@ def upgrade() -> None:
         if table.info.get("storage"):
             op.execute(f"ALTER TABLE {table.name} SET ({table.info['storage']})")
     op.execute(FENCE)
+    op.execute(REMOVED)
+    op.execute(NOT_REMOVED)
     _roles()
     _row_level_security()
 
