@@ -23,13 +23,12 @@ from bus.store import (
     Unknown,
     Writes,
 )
-from infra.db import TableSpec
+from infra.db import TableSpec, database_of, role_of
 from infra.settings import Settings
 from schemas import registry
 from schemas.decider import Recorded
 
 SESSION = {
-    "role": "ap_worker",
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -37,7 +36,7 @@ SESSION = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-"""Worker sessions: plans for a handful of rows by key must not change with the tables' sizes."""
+"""Worker sessions, besides their role: plans for a handful of rows by key must not change with the tables' sizes."""
 
 ANSWER_SECONDS = 5.0
 DRIVER_ERRORS = (
@@ -315,6 +314,7 @@ async def _keep(connection: object) -> None:
 def session(settings: Settings, application: str) -> dict[str, str]:
     """What a worker session sets: nobody waits for others, or keeps them waiting, longer than the settings say."""
     return SESSION | {
+        "role": role_of("worker", database_of(settings.required_database_url)),
         "application_name": f"agent-platform {application}",
         "transaction_timeout": _milliseconds(settings.transaction_timeout_seconds),
         "idle_in_transaction_session_timeout": _milliseconds(settings.idle_in_transaction_timeout_seconds),

@@ -1,12 +1,15 @@
-"""Tables, each declared once by the frozen dataclass of its rows; how the kernel writes and reads them."""
+"""Tables, each declared once by its rows' dataclass, and the roles by which each part of the platform comes to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
 import sqlalchemy as sa
@@ -14,7 +17,41 @@ from sqlalchemy.dialects.postgresql import UUID
 
 metadata = sa.MetaData()
 
+Part = Literal["worker", "gateway", "lookup"]
+"""`worker` sees and changes every tenant's rows; `gateway` reads the rows of its transaction's tenant; `lookup` sees of
+all tenants only ids and what is named for it."""
+PARTS: tuple[Part, ...] = ("worker", "gateway", "lookup")
+ROLE_BYTES_MAX = 63
+"""Postgres cuts off what is longer."""
+
 R = TypeVar("R")
+
+
+def database_of(url: str) -> str:
+    """The name of the database at an address, by the rules of the driver. Raises ValueError if it has none."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    named = (*query.get("database", ()), *query.get("dbname", ()))
+    name = unquote(parts.path.removeprefix("/")) or next(iter(named), "") or os.environ.get("PGDATABASE", "")
+    name = name or unquote(parts.username or "") or os.environ.get("PGUSER", "")
+    if not name:
+        raise ValueError("the address names no database")
+    return name
+
+
+def role_of(part: Part, database: str) -> str:
+    """The role of a part in one database. Roles are the cluster's: another database there has its own."""
+    name = f"ap_{part}_{database}"
+    if len(name.encode()) <= ROLE_BYTES_MAX:
+        return name
+    digest = hashlib.sha256(database.encode()).hexdigest()[:16]
+    room = ROLE_BYTES_MAX - len(f"ap_{part}_~{digest}")
+    return f"ap_{part}_{database.encode()[:room].decode(errors='ignore')}~{digest}"
+
+
+def session(url: str, part: Part = "worker", settings: Mapping[str, str] | None = None, **more: str) -> dict[str, str]:
+    """Settings of a session of a part in the database at this address."""
+    return {"role": role_of(part, database_of(url)), **(settings or {}), **more}
 
 
 class Json(sa.types.TypeDecorator[Any]):

@@ -5,6 +5,7 @@ import fnmatch
 import ipaddress
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,8 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "AGENT_PLATFORM_"
+DATA_DIR_BYTES_MAX = 3_800
+"""Linux knows 4095 bytes, and the paths below need some."""
 ENV_FILE = ".env"
 
 # Names that the platform's predecessors read and that have no use here; they are reported, not refused.
@@ -155,6 +158,22 @@ class Settings(BaseSettings):
     def _postgres_only(cls, value: str | None) -> str | None:
         return None if value is None else plain_postgres_url(value)
 
+    @field_validator("data_dir")
+    @classmethod
+    def _can_be_shown(cls, value: Path) -> Path:
+        """Such a name in a message would forge a line, or could not be written at all."""
+        name = str(value)
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+            shown = ascii(name)
+            raise ValueError(f"{shown} has a control character or is not UTF-8: choose another folder")
+        path = value.absolute()
+        if len(os.fsencode(path)) > DATA_DIR_BYTES_MAX or any(len(os.fsencode(part)) > 255 for part in path.parts):
+            raise ValueError(
+                f"its path has more than {DATA_DIR_BYTES_MAX} bytes, or a name in it more than 255:"
+                " choose another folder"
+            )
+        return value
+
     @field_validator("otel_endpoint")
     @classmethod
     def _http_only(cls, value: str | None) -> str | None:
@@ -198,11 +217,6 @@ class Settings(BaseSettings):
         if self.topic_min_insync_replicas > self.topic_replication_factor:
             raise ValueError(f"{PREFIX}TOPIC_MIN_INSYNC_REPLICAS must not exceed {PREFIX}TOPIC_REPLICATION_FACTOR")
         return self
-
-    @property
-    def sqlalchemy_url(self) -> str:
-        """The database's address as SQLAlchemy's asyncpg dialect wants it."""
-        return self.required_database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
 
     @property
     def required_database_url(self) -> str:

@@ -36,7 +36,7 @@ async def as_recorded(settings: Settings) -> Settings:
 
     Raises TopicMismatch if a number was set that is another one.
     """
-    lanes = await database.recorded_partitions(settings.sqlalchemy_url)
+    lanes = await database.recorded_partitions(settings.required_database_url)
     found: dict[str, int] = {}
     for topic in (topics.COMMANDS, topics.INGRESS):
         field, recorded = f"{topic}_partitions", lanes.get(topic)

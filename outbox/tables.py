@@ -96,8 +96,8 @@ OUTCOME = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
-    sa.Column("reply_partition", sa.SmallInteger, nullable=False),
-    sa.Column("deferred", sa.Boolean, nullable=False),
+    sa.Column("reply_partition", sa.SmallInteger, nullable=False, server_default="-1"),
+    sa.Column("deferred", sa.Boolean, nullable=False, server_default="false"),
     sa.Index("outcome_age", "created_at"),
 )
 """What became of a command from outside: status pending (inside its transaction, or `deferred`), succeeded, rejected

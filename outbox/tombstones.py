@@ -14,7 +14,7 @@ class Tombstone:
     """`kind`: the table of its head. `status`: what it had ended as. `last_seq`: how many events it had.
 
     What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
-    read by one trigger, once for each batch that makes runs (migration 0001), and where a command finds no head.
+    read by one trigger, once for each batch that makes runs (infra.database.schema), and where a command finds no head.
     """
 
     id: Uuid

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 
 from bus.replay import TopicReader
 from infra.local.embedded import EmbeddedStack
-from infra.roles.prepare import create_topics
+from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
 from schemas.envelope import Headers
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
@@ -46,7 +46,9 @@ async def database_copy(services: EmbeddedStack, settings: Settings, name: str) 
     base, _, source = settings.required_database_url.rpartition("/")
     await execute(services, f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
     try:
-        yield settings.model_copy(update={"database_url": f"{base}/{name}"})
+        copied = settings.model_copy(update={"database_url": f"{base}/{name}"})
+        await migrate(copied)  # A database under another name has other roles.
+        yield copied
     finally:
         await execute(services, f'DROP DATABASE "{name}" WITH (FORCE)')
 

@@ -46,7 +46,7 @@ def test_a_key_is_made_once_whatever_became_of_it(history: list[Event]) -> None:
 
 
 def test_another_tenants_try_for_the_same_key_loses_too() -> None:
-    access.given(CREATED).when(CREATE, tenant_id="t2").rejected("api_key_exists")
+    access.given(CREATED).when(CREATE, tenant_id="t2").rejected("id_taken")
 
 
 def test_a_disabled_key_can_be_made_active_again() -> None:

@@ -12,16 +12,14 @@ from asyncpg.pool import PoolConnectionProxy
 
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Outcome, Page
-from infra.db import TableSpec, metadata
+from infra.db import Part, TableSpec, metadata, session
 from projections.access import API_KEYS, ApiKey
 from schemas.decider import Recorded
 from schemas.messages import Event
 from schemas.registry import decode_event
 
-READ_ROLE = "ap_gateway"
-"""Owns nothing, cannot bypass row level security, sees the tenant of its transaction."""
-LOOKUP_ROLE = "ap_lookup"
-"""Sees all tenants, but only the columns granted in LOOKUP_GRANTS: ids, tenants, and API keys' hashes."""
+APPLICATIONS: Mapping[Part, str] = {"gateway": "ap_gateway", "lookup": "ap_lookup"}
+"""How sessions of a gateway call themselves."""
 
 _CANDIDATE_COLUMNS = {
     "run": ("mode", "status"),
@@ -29,15 +27,12 @@ _CANDIDATE_COLUMNS = {
 }
 
 
-def lookup_grants(tables: Iterable[str]) -> list[str]:
-    """SQL that lets LOOKUP_ROLE see of these tables what it must and no more; for the migration that makes the role."""
-    statements = []
-    for table in tables:
-        columns = (_id_column(table), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ()))
-        granted = "" if table == "api_key" else f" ({', '.join(columns)})"
-        statements.append(f"GRANT SELECT{granted} ON {table} TO {LOOKUP_ROLE}")
-        statements.append(f"CREATE POLICY lookup ON {table} FOR SELECT TO {LOOKUP_ROLE} USING (true)")
-    return statements
+def looked_up(tables: Iterable[str]) -> dict[str, tuple[str, ...] | None]:
+    """What is looked up of these tables across all tenants: these columns and no others; None: all of them."""
+    columns: dict[str, tuple[str, ...] | None] = {
+        table: (_id_column(table), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ())) for table in tables
+    }
+    return columns | {"api_key": None, "lane": None}
 
 
 def _id_column(table: str) -> str:
@@ -80,8 +75,8 @@ class Postgres:
     @classmethod
     async def connect(cls, url: str, *, connections_max: int, seconds_max: float = 5.0) -> Postgres:
         """Pools that connect when first used, so a gateway starts while Postgres is down."""
-        reads = await _pool(url, READ_ROLE, connections_max, seconds_max)
-        lookups = await _pool(url, LOOKUP_ROLE, max(2, connections_max // 4), seconds_max)
+        reads = await _pool(url, "gateway", connections_max, seconds_max)
+        lookups = await _pool(url, "lookup", max(2, connections_max // 4), seconds_max)
         return cls(reads, lookups, seconds_max)
 
     async def close(self) -> None:
@@ -215,7 +210,7 @@ _UNAVAILABLE = (
 )
 
 
-async def _pool(url: str, role: str, connections_max: int, seconds_max: float) -> asyncpg.Pool:
+async def _pool(url: str, part: Part, connections_max: int, seconds_max: float) -> asyncpg.Pool:
     pool = await asyncpg.create_pool(
         url,
         min_size=0,
@@ -223,13 +218,14 @@ async def _pool(url: str, role: str, connections_max: int, seconds_max: float) -
         command_timeout=seconds_max,
         timeout=seconds_max,
         reset=_keep,
-        server_settings={
-            "application_name": role,
-            "role": role,
-            "statement_timeout": str(int(seconds_max * 1000)),
-            "idle_in_transaction_session_timeout": "3000",
-            "jit": "off",
-        },
+        server_settings=session(
+            url,
+            part,
+            application_name=APPLICATIONS[part],
+            statement_timeout=str(int(seconds_max * 1000)),
+            idle_in_transaction_session_timeout="3000",
+            jit="off",
+        ),
     )
     return pool
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
+from infra.local.embedded.accounts import programs_for
 from infra.local.embedded.jars import read_lock
-from infra.local.embedded.postgres import program
 from infra.local.embedded.processes import run_tool
 
 PACKAGES = ("aiokafka", "asyncpg", "uvloop")
@@ -20,6 +20,7 @@ PACKAGES = ("aiokafka", "asyncpg", "uvloop")
 
 def facts() -> dict[str, Any]:
     """Everything that a reader needs to compare."""
+    postgres = programs_for(None) / "postgres"
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -28,7 +29,7 @@ def facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "postgres": run_tool([str(program("postgres")), "--version"], what="postgres --version").split()[-1],
+        "postgres": run_tool([str(postgres), "--version"], what="postgres --version").split()[-1],
         "kafka": next(jar.version for jar in read_lock() if jar.artifact.startswith("kafka_")),
         "packages": {name: version(name) for name in PACKAGES},
     }

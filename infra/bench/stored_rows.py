@@ -32,12 +32,15 @@ async def store(platform: Platform, node_runs: int) -> None:
     connection = await asyncpg.connect(platform.settings.required_database_url, command_timeout=3_600)
     try:
         await connection.execute("SET synchronous_commit = off")
-        runs = min(COPIED_RUNS_MAX, await connection.fetchval("SELECT count(*) FROM run WHERE status = 'completed'"))
+        runs = min(
+            COPIED_RUNS_MAX,
+            await connection.fetchval("SELECT count(*) FROM run WHERE status = 'completed' AND kind = 'graph'"),
+        )
         copies = -(-node_runs // (runs * NODES))
         await connection.execute(
             "CREATE TEMP TABLE copy AS SELECT old.id AS old, gen_random_uuid() AS new, number,"
             f" (number * {AGE_SECONDS_MAX / copies})::float8 AS age"
-            f" FROM (SELECT id FROM run WHERE status = 'completed' ORDER BY id LIMIT {runs}) AS old,"
+            f" FROM (SELECT id FROM run WHERE status = 'completed' AND kind = 'graph' ORDER BY id LIMIT {runs}) AS old,"
             f" generate_series(1, {copies}) AS number ORDER BY number DESC"
         )
         await connection.execute("CREATE INDEX ON copy (old); ANALYZE copy")

@@ -130,11 +130,14 @@ async def kill_test(settings: Settings, plan: Plan, say: Say) -> KillReport:
     async with scene(settings, seed=plan.seed, say=say, workers=plan.workers, vias=plan.vias) as stage:
         say(f"{plan.runs} runs over {plan.seconds:g} s, {plan.kills} kills, seed {plan.seed}")
         killer = Killer(stage, report)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(stage.load.run(plan.runs, plan.seconds))
-            group.create_task(killer.run())
-        report.conclusion = await stage.conclude()
-        await killer.measure()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(stage.load.run(plan.runs, plan.seconds))
+                group.create_task(killer.run())
+            report.conclusion = await stage.conclude()
+            await killer.measure()
+        except Exception as error:
+            report.conclusion = stage.broken_off(error)
     return report
 
 

@@ -67,20 +67,40 @@ class MixReport:
 async def mix_test(settings: Settings, *, seconds: float, runs_per_second: float, seed: int, say: Say) -> MixReport:
     report = MixReport(seed)
     async with scene(settings, seed=seed, say=say, workers=WORKERS) as stage:
-        load = asyncio.create_task(stage.load.run(int(seconds * runs_per_second), seconds))
-        mix = Mix(stage, report)
+        await under_faults(stage, report, seconds, runs_per_second)
+    return report
+
+
+async def under_faults(stage: Scene, report: MixReport, seconds: float, runs_per_second: float) -> None:
+    """Load and faults, then the conclusion; whatever keeps them from their end is a finding."""
+    try:
+        report.conclusion = await _faults(stage, report, seconds, runs_per_second)
+        crashes = int(seconds * CRASHES_SHARE)
+        report.crashes = await crash_test(stage.settings, crashes=crashes, seed=report.seed, say=stage.say)
+        report.counts["crash point, in process"] += report.crashes.counts.total()
+        report.conclusion.problems += report.crashes.problems
+    except Exception as error:
+        broken = stage.broken_off(error)
+        broken.problems += report.conclusion.problems
+        report.conclusion = broken
+    report.conclusion.problems += report.problems
+
+
+async def _faults(stage: Scene, report: MixReport, seconds: float, runs_per_second: float) -> Conclusion:
+    load = asyncio.create_task(stage.load.run(int(seconds * runs_per_second), seconds))
+    mix = Mix(stage, report)
+    try:
         try:
             await mix.run(seconds)
         finally:
             mix.wake_all()
         stage.calm()
         await load
+    finally:
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
         report.counts["run offered"] += stage.load.started
-        report.conclusion = await stage.conclude(progress=seconds >= PROGRESS_SECONDS_MIN)
-        report.crashes = await crash_test(stage.settings, crashes=int(seconds * CRASHES_SHARE), seed=seed, say=say)
-        report.counts["crash point, in process"] += report.crashes.counts.total()
-        report.conclusion.problems += report.problems + report.crashes.problems
-    return report
+    return await stage.conclude(progress=seconds >= PROGRESS_SECONDS_MIN)
 
 
 class Mix:

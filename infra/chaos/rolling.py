@@ -52,26 +52,33 @@ async def rolling_test(settings: Settings, *, seed: int, rounds: int, say: Say) 
     """Restart two gateways, two workers and an executor one by one, so many times."""
     report = RollingReport(seed)
     async with scene(settings, seed=seed, say=say) as stage:
-        ports = {"gateway-0": stage.settings.gateway_port, "gateway-1": free_port()}
-        own = {
-            setting_name("gateway_port"): str(ports["gateway-1"]),
-            setting_name("gateway_instance"): "1",
-        }
-        await stage.stack.add("gateway", own)
-        await _until(lambda: _answers(ports["gateway-1"]), "the second gateway is ready")
-        stage.load.other_gateways.append(f"http://127.0.0.1:{ports['gateway-1']}")
-        async with asyncio.TaskGroup() as group:
-            stop = asyncio.Event()
-            group.create_task(_load_until(stage, stop))
-            for _ in range(rounds):
-                for name in (*ports, "worker-0", "worker-1", "executor-0"):
-                    await _restart(stage, name, ports.get(name))
-                    report.restarted.append(name)
-            stop.set()
-        stage.calm()
-        report.too_long = sum(it.inputs.get("seconds") == LONG_SECONDS for it in stage.load.taken.values())
-        report.conclusion = await stage.conclude()
+        try:
+            await _rounds(stage, report, rounds)
+            report.conclusion = await stage.conclude()
+        except Exception as error:
+            report.conclusion = stage.broken_off(error)
     return report
+
+
+async def _rounds(stage: Scene, report: RollingReport, rounds: int) -> None:
+    ports = {"gateway-0": stage.settings.gateway_port, "gateway-1": free_port()}
+    own = {
+        setting_name("gateway_port"): str(ports["gateway-1"]),
+        setting_name("gateway_instance"): "1",
+    }
+    await stage.stack.add("gateway", own)
+    await _until(lambda: _answers(ports["gateway-1"]), "the second gateway is ready")
+    stage.load.other_gateways.append(f"http://127.0.0.1:{ports['gateway-1']}")
+    async with asyncio.TaskGroup() as group:
+        stop = asyncio.Event()
+        group.create_task(_load_until(stage, stop))
+        for _ in range(rounds):
+            for name in (*ports, "worker-0", "worker-1", "executor-0"):
+                await _restart(stage, name, ports.get(name))
+                report.restarted.append(name)
+        stop.set()
+    stage.calm()
+    report.too_long = sum(it.inputs.get("seconds") == LONG_SECONDS for it in stage.load.taken.values())
 
 
 async def _restart(stage: Scene, name: str, port: int | None) -> None:

@@ -91,14 +91,21 @@ async def scale_test(settings: Settings, *, seconds: float, seed: int, say: Say)
 
     report = ScaleReport(seed)
     async with scene(settings, seed=seed, say=say, workers=2, executors=1) as stage:
-        database = await asyncpg.connect(stage.settings.required_database_url)
         try:
-            await _up_and_down(stage, database, seconds / 3, report)
-            await _storm(stage, database, seconds, report)
-        finally:
-            await database.close()
-        report.conclusion = await stage.conclude()
+            await _come_and_go(stage, seconds, report)
+            report.conclusion = await stage.conclude()
+        except Exception as error:
+            report.conclusion = stage.broken_off(error)
     return report
+
+
+async def _come_and_go(stage: Scene, seconds: float, report: ScaleReport) -> None:
+    database = await asyncpg.connect(stage.settings.required_database_url)
+    try:
+        await _up_and_down(stage, database, seconds / 3, report)
+        await _storm(stage, database, seconds, report)
+    finally:
+        await database.close()
 
 
 # --- two, four, two ------------------------------------------------------------------------------------------------

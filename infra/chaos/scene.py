@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from bus.producer import Producer
-from infra.chaos import book, tenants
+from infra.chaos import autopsy, book, tenants
 from infra.chaos.disarmed import OFF_VARIABLE
 from infra.chaos.faults import Faults
 from infra.chaos.judge import HEAL_SECONDS_MAX, Asked, Verdict, heal, judge
@@ -143,6 +143,15 @@ class Scene:
         if wanted and done.progress < PROGRESS_MIN:
             share = f"{done.done} of {done.due} runs that were due had ended when the faults ended"
             done.problems.append(f"too little progress: {share}, {PROGRESS_MIN:.0%} are wanted")
+        return done
+
+    def broken_off(self, error: Exception) -> Conclusion:
+        """The conclusion where there can be none: neither faults nor a busy host may end a run without a word."""
+        load = self.load
+        done = Conclusion(accepted=len(load.taken), offered=load.started, answers=dict(load.answers))
+        self.calm_at = self.calm_at or time.time()
+        done.problems += [f"broken off: {each}" for each in autopsy.errors(error)]
+        done.problems += [f"then: {each}" for each in autopsy.processes(self.settings.data_dir)]
         return done
 
     async def _check_tenants(self, verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import LargeBinary
 
 from bus.replay import TopicMissing, TopicReader
 from infra.chaos.workload import TENANTS, owner_mark
-from infra.database.tables import TENANT_TABLES, metadata
+from infra.database.tables import metadata
 from infra.db import Json
 from schemas.envelope import Malformed, decode_headers
 from schemas.topics import TOPICS
@@ -19,8 +19,9 @@ from schemas.topics import TOPICS
 Add = Callable[[str, str], None]
 
 ROWS = {
-    name: [column.name for column in metadata.tables[name].columns if isinstance(column.type, Json | LargeBinary)]
-    for name in TENANT_TABLES
+    name: [column.name for column in table.columns if isinstance(column.type, Json | LargeBinary)]
+    for name, table in metadata.tables.items()
+    if "tenant_id" in table.columns
 }
 """Columns of bytes, by table: what a run carries may stand in any."""
 

@@ -58,21 +58,28 @@ async def topics_test(settings: Settings, *, seed: int, say: Say, only: str = ""
     """Lose one thing after the other (or those whose name holds `only`); after each, everything ends well."""
     report = TopicsReport(seed)
     async with scene(settings, seed=seed, say=say) as stage:
-        names = ["worker-0", "worker-1", "executor-0"]
-        for loss in (loss for loss in LOSSES if only in loss.what):
-            await stage.load.run(RUNS, SECONDS)
-            await _until(lambda: _all_sent(stage), "everything is sent and handled; steps and timers may wait")
-            for name in () if loss.at_work else names:
-                await stage.stack.remove(name)
-            say(f"lost: {loss.what}")
-            await loss.lose(stage)
-            names = names if loss.at_work else [await stage.stack.add(role) for role in ROLES]
-            if loss.adopt:
-                await _adopt(stage, report)
-            await stage.load.run(RUNS, SECONDS)
-            stage.calm()
-            report.conclusions[loss.what] = await stage.conclude()
+        try:
+            await _losses(stage, report, only)
+        except Exception as error:
+            report.conclusions["broken off"] = stage.broken_off(error)
     return report
+
+
+async def _losses(stage: Scene, report: TopicsReport, only: str) -> None:
+    names = ["worker-0", "worker-1", "executor-0"]
+    for loss in (loss for loss in LOSSES if only in loss.what):
+        await stage.load.run(RUNS, SECONDS)
+        await _until(lambda: _all_sent(stage), "everything is sent and handled; steps and timers may wait")
+        for name in () if loss.at_work else names:
+            await stage.stack.remove(name)
+        stage.say(f"lost: {loss.what}")
+        await loss.lose(stage)
+        names = names if loss.at_work else [await stage.stack.add(role) for role in ROLES]
+        if loss.adopt:
+            await _adopt(stage, report)
+        await stage.load.run(RUNS, SECONDS)
+        stage.calm()
+        report.conclusions[loss.what] = await stage.conclude()
 
 
 async def _lose_offsets(stage: Scene) -> None:

@@ -41,6 +41,7 @@ def status_document(data: Path) -> dict[str, Any]:
     if state is None:
         return document
     return document | {
+        "waiting": state.waiting,
         "owner_pid": state.owner.pid,
         "since": state.since,
         "gateway_url": state.gateway_url,
@@ -121,6 +122,8 @@ def _print_state(state: State, data: Path) -> None:
         name = f"{process.role}-{process.index}"
         metrics = f", metrics on port {process.metrics_port}" if process.metrics_port else ""
         say(f"  {name:<10} process {process.identity.pid}, {alive}{restarts}{metrics}")
+    for name, reason in state.waiting.items():
+        say(f"  {name:<10} waits: {reason}")
 
 
 def show_config(settings: Settings, *, as_json: bool) -> None:

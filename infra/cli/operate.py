@@ -253,9 +253,11 @@ def _with_database(settings: Settings, act: Any) -> Any:
     import asyncpg
 
     from bus.dead_letters import LetterNotFound, NotRetriable
+    from infra.db import session
 
     async def connected() -> Any:
-        connection = await asyncpg.connect(settings.required_database_url, server_settings={"role": "ap_worker"})
+        url = settings.required_database_url
+        connection = await asyncpg.connect(url, server_settings=session(url))
         try:
             return await act(connection)
         finally:

@@ -182,10 +182,12 @@ async def warning(workers: int, database_url: str) -> str:
     """What so many workers mean for the lanes there are; "" if nothing need be said."""
     import asyncpg
 
+    from infra.db import session
+
     if workers == 0:
         return "Without a worker nothing is decided: commands wait."
     try:
-        connection = await asyncpg.connect(database_url, server_settings={"role": "ap_worker"})
+        connection = await asyncpg.connect(database_url, server_settings=session(database_url))
         try:
             lanes = await connection.fetchval("SELECT count(*) FROM lane")
         finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from infra.local.embedded.processes import free_port, port_is_free, spawn, stop_child
+from infra.local.embedded.processes import KILL, free_port, port_is_free, spawn, stop_child
 from infra.local.embedded.state import DataFolder
 from infra.settings import setting_name
 
@@ -51,7 +51,12 @@ class RoleProcess:
             self.metrics_port = free_port()
         environment = {**self.environment, setting_name("metrics_port"): str(self.metrics_port or "")}
         self.child = spawn([sys.executable, "-m", self.module, self.role], log=self.log, environment=environment)
-        self.folder.record_process(self.role, self.index, self.child.pid, self.log, self.metrics_port)
+        try:
+            self.folder.record_process(self.role, self.index, self.child.pid, self.log, self.metrics_port)
+        except OSError:
+            await self.stop(KILL)  # What is not recorded, nobody would stop after our end.
+            self.child = None
+            raise
 
     def exit_status(self) -> int | None:
         return None if self.child is None else self.child.poll()

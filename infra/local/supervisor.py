@@ -11,14 +11,8 @@ from typing import Any, Literal
 
 from infra.local.embedded import EmbeddedStack, StackError
 from infra.local.embedded.jars import Progress
-from infra.local.embedded.processes import (
-    KILL,
-    LOOPBACK,
-    STOP_GENTLY,
-    free_port,
-    log_tail,
-    port_is_free,
-)
+from infra.local.embedded.processes import KILL, LOOPBACK, STOP_GENTLY, free_port, log_tail, port_is_free
+from infra.local.embedded.processes import Say as Say
 from infra.local.embedded.state import (
     Scaled,
     Wish,
@@ -27,15 +21,13 @@ from infra.local.embedded.state import (
     read_wish,
     write_wish,
 )
+from infra.local.keeping import Keeper, how
 from infra.local.role_process import RoleName as RoleName
 from infra.local.role_process import RoleProcess, Server, Unit
 from infra.settings import Settings, mask_password, setting_name
 
-Say = Callable[[str], None]
 ServerName = Literal["postgres", "kafka"]
 
-BACK_OFF_SECONDS_MIN = 0.2
-BACK_OFF_SECONDS_MAX = 10.0
 HEALTHY_SECONDS = 30.0
 READY_SECONDS_MAX = 120.0
 EARLY_DEATHS_MAX = 3
@@ -89,6 +81,7 @@ class Supervisor:
             kafka_properties=_advertised(self._fronts.get("kafka")),
             cache_dir=settings.cache_dir,
             progress=progress,
+            waiting=say,
         )
         self._roles: list[RoleProcess] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -138,8 +131,9 @@ class Supervisor:
         process = self._role(role, index)
         process.environment = {**process.environment, **(changes or {})}
         self._roles.append(process)
-        await process.start()
-        self._keepers[process.name] = asyncio.create_task(self._keep_running(process))
+        keeper = self._keeper(process)
+        await keeper.start()
+        self._keepers[process.name] = asyncio.create_task(keeper.run())
         return process.name
 
     async def remove(self, name: str, how: Sequence[tuple[int, float]] = STOP_GENTLY) -> None:
@@ -172,19 +166,28 @@ class Supervisor:
         return done
 
     async def _follow_wishes(self) -> None:
-        """Scale whenever somebody has written another wish into the data folder."""
+        """Scale whenever somebody has written another wish into the data folder; where that fails, try once more."""
+        failed = ""
         while True:
             await asyncio.sleep(WISH_SECONDS)
-            wish = await asyncio.to_thread(read_wish, self._stack.folder.path)
-            if not wish.request or wish.request == self._wish.request:
-                continue
-            self._wish = wish
-            counts: dict[RoleName, int] = {role: wish.counts[role] for role in SCALABLE if role in wish.counts}
-            counts["gateway"] = 1
-            done = await self.scale(dict.fromkeys(counts, 0) if wish.paused else counts, wish.request)
-            changes = [f"started {name}" for name in done.started]
-            changes += [f"stopped {name} ({_how(code)})" for name, code in done.stopped.items()]
-            self._say(f"Scaled: {', '.join(changes) or 'nothing to do'}")
+            try:
+                wish = await asyncio.to_thread(read_wish, self._stack.folder.path)
+                if wish.request and wish.request != self._wish.request:
+                    await self._fulfil(wish)
+                failed = ""
+            except (OSError, StackError, RuntimeError) as error:  # No space, descriptor, thread: that passes.
+                if str(error) != failed:
+                    failed = str(error)
+                    self._say(f"cannot scale yet: {failed}")
+
+    async def _fulfil(self, wish: Wish) -> None:
+        counts: dict[RoleName, int] = {role: wish.counts[role] for role in SCALABLE if role in wish.counts}
+        counts["gateway"] = 1
+        done = await self.scale(dict.fromkeys(counts, 0) if wish.paused else counts, wish.request)
+        self._wish = wish
+        changes = [f"started {name}" for name in done.started]
+        changes += [f"stopped {name} ({how(code)})" for name, code in done.stopped.items()]
+        self._say(f"Scaled: {', '.join(changes) or 'nothing to do'}")
 
     def _role(self, role: RoleName, index: int) -> RoleProcess:
         process = RoleProcess(role, index, self._stack.folder, self._environment, self._role_module)
@@ -222,7 +225,10 @@ class Supervisor:
             raise
         prepare = await importing
         self._settings = self._settings.model_copy(update=self._addresses())
-        await prepare.migrate(self._settings)
+        try:
+            await prepare.migrate(self._settings)
+        except prepare.database.SchemaRefused as refused:
+            raise StackError(f"{self._stack.folder.path}: {refused}") from None
         await prepare.create_topics(self._settings)
         self._settings = await prepare.topics.as_recorded(self._settings)
         folder = self._stack.folder
@@ -240,7 +246,7 @@ class Supervisor:
                 self._roles.append(self._role(role, index))
         for process in self._roles:
             await process.start()
-        self._keepers = {unit.name: asyncio.create_task(self._keep_running(unit)) for unit in self._units()}
+        self._keepers = {unit.name: asyncio.create_task(self._keeper(unit).run()) for unit in self._units()}
         await self._until_ready()
         folder.record(scaled=Scaled(self._wish.request))
         self._announce()
@@ -303,29 +309,9 @@ class Supervisor:
             units.append(Server("kafka", self._stack.kafka.start, self._stack.kafka.exit_status))
         return units
 
-    async def _keep_running(self, unit: Unit) -> None:
-        """Start a unit again whenever it has ended, later and later while it keeps ending early."""
-        back_off, started = BACK_OFF_SECONDS_MIN, monotonic()
-        while True:
-            status = unit.exit_status()
-            if status is None:
-                await asyncio.sleep(0.05)
-                continue
-            if monotonic() - started > self._healthy_seconds:
-                back_off = BACK_OFF_SECONDS_MIN
-            self._say(f"{unit.name} ended ({_how(status)}); starting it again in {back_off:g} s")
-            if isinstance(unit, RoleProcess):
-                unit.deaths += 1
-            running = False
-            while not running:  # A server that did not start has no exit status: nobody else would try again.
-                await asyncio.sleep(back_off)
-                back_off = min(back_off * 2, BACK_OFF_SECONDS_MAX)
-                started = monotonic()
-                try:
-                    await unit.start()
-                    running = True
-                except StackError as error:
-                    self._say(f"{unit.name}: {error}")
+    def _keeper(self, unit: Unit) -> Keeper:
+        note = self._stack.folder.record_waiting
+        return Keeper(unit, say=self._say, note=note, healthy_seconds=self._healthy_seconds)
 
     async def _until_ready(self) -> None:
         until = monotonic() + READY_SECONDS_MAX
@@ -403,7 +389,3 @@ def _import_prepare() -> Any:
     import infra.roles.prepare
 
     return infra.roles.prepare
-
-
-def _how(status: int) -> str:
-    return f"exit code {status}" if status >= 0 else signal.Signals(-status).name

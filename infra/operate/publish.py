@@ -15,6 +15,7 @@ import orjson
 from bus.producer import Producer
 from bus.store import Out
 from handlers.ingress import IngressRules
+from infra.db import session
 from infra.settings import Settings
 from schemas import registry
 from schemas.envelope import Envelope, Malformed, decode_headers
@@ -123,4 +124,5 @@ async def _look(
 
 
 async def _connect(settings: Settings) -> asyncpg.Connection:
-    return await asyncpg.connect(settings.required_database_url, server_settings={"role": "ap_worker"})
+    url = settings.required_database_url
+    return await asyncpg.connect(url, server_settings=session(url))

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 from bus.consumer import Bounds, Consumer, Held
 from bus.worker import GROUP
 from infra.database.waiting import Units, waiting
+from infra.db import session
 from infra.settings import Settings
 from projections.runtime import LEASED, READY
 from schemas.messages import JsonObject
@@ -34,7 +35,6 @@ OLDEST_LANES_MAX = 8
 """Of so many lanes, those that lag most, the age of the oldest record is looked up."""
 
 SESSION = {
-    "role": "ap_worker",
     "application_name": "ap status",
     # Counting what is new must not read what is old, however the planner guesses.
     "enable_seqscan": "off",
@@ -242,7 +242,7 @@ async def _ask(whom: str, question: Any) -> Any:
 
 
 async def _postgres(url: str, since: Sample | None) -> tuple[list[asyncpg.Record], dict[str, Any]]:
-    connection = await asyncpg.connect(url, server_settings=SESSION)
+    connection = await asyncpg.connect(url, server_settings=session(url, settings=SESSION))
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             lanes = await connection.fetch(LANES)

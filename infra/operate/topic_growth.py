@@ -25,8 +25,9 @@ from bus.postgres import PostgresStore
 from bus.producer import Producer
 from bus.replay import Extent, TopicReader
 from bus.store import Out
-from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE
+from gateway.http.postgres import APPLICATIONS
 from infra import topics
+from infra.db import session
 from infra.domains import PROJECTIONS
 from infra.operate import presence
 from infra.settings import Settings
@@ -201,7 +202,7 @@ class _Growth:
         """Raises GrowthRefused."""
 
         async def running() -> set[str]:
-            sessions = await self._pool.fetch(_SESSIONS, _SELF, [READ_ROLE, LOOKUP_ROLE])
+            sessions = await self._pool.fetch(_SESSIONS, _SELF, list(APPLICATIONS.values()))
             names = {row["name"].removeprefix("agent-platform ") for row in sessions}
             return names | await presence.members(admin, self._settings.topic_prefix)
 
@@ -279,7 +280,8 @@ class _Growth:
     async def _switch(self) -> tuple[int, int]:
         """One transaction: rows get the lanes of their keys, the new lanes are there, the new number is recorded."""
         connection = await asyncpg.connect(
-            self._settings.required_database_url, server_settings={"role": "ap_worker", "application_name": _SELF}
+            self._settings.required_database_url,
+            server_settings=session(self._settings.required_database_url, application_name=_SELF),
         )
         try:
             async with connection.transaction():

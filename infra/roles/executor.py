@@ -5,8 +5,8 @@ from __future__ import annotations
 from aiokafka import AIOKafkaConsumer
 
 from handlers.steps.executor import Executor, Heartbeats
-from infra import topics
 from infra.roles.extras import Extras
+from infra.roles.prepare import prepared
 from infra.roles.process import stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, step_parts
@@ -19,7 +19,7 @@ async def run_executor(settings: Settings, extras: Extras | None = None) -> None
     async with stopping() as stop:
         if not await until_reachable(settings, stop):
             return
-        settings = await topics.check(settings)
+        settings = await prepared(settings)
         async with step_parts(settings, extras or Extras(), "executor") as parts:
             executor = Executor(
                 parts.pool, parts.leases, parts.producer, parts.program, poll_seconds=settings.step_poll_seconds

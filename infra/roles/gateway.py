@@ -7,8 +7,8 @@ import os
 
 from bus.producer import Producer
 from gateway.http import server
-from infra import topics
 from infra.roles.extras import Extras
+from infra.roles.prepare import prepared
 from infra.roles.process import stopping
 from infra.roles.reachable import until_reachable
 from infra.settings import Settings
@@ -23,7 +23,7 @@ async def run_gateway(settings: Settings, extras: Extras | None = None) -> None:
     async with stopping() as stop, telemetry(settings, "gateway", f"gateway-{os.getpid()}") as told:
         if not await until_reachable(settings, stop):
             return
-        settings = await topics.check(settings)  # A wrong number of partitions would send commands astray.
+        settings = await prepared(settings)  # A wrong number of partitions would send commands astray.
         try:
             await server.serve(
                 settings,

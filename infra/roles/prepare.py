@@ -1,4 +1,4 @@
-"""What must be there before the first role starts: the newest schema and the topics."""
+"""What must be there before a role starts: this program's schema and the topics."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from infra.settings import Settings
 
 
 async def migrate(settings: Settings) -> None:
-    """Bring Postgres to the newest schema."""
-    await database.migrate(settings.sqlalchemy_url, settings.commands_partitions, settings.ingress_partitions)
+    """Bring Postgres to the newest schema. Raises SchemaRefused."""
+    await database.migrate(settings.required_database_url, settings.commands_partitions, settings.ingress_partitions)
 
 
 async def create_topics(settings: Settings) -> None:
     await topics.create(settings)
+
+
+async def prepared(settings: Settings) -> Settings:
+    """The settings as Postgres has recorded them, for a role that starts. Raises SchemaRefused and TopicMismatch."""
+    await database.check(settings.required_database_url)
+    return await topics.check(settings)

@@ -19,10 +19,10 @@ from handlers.steps.executor import Executor, Heartbeats, Sweeper
 from handlers.steps.lane_steps import LaneSteps, claimable, hint
 from handlers.steps.leases import Leases
 from handlers.steps.pool import StepPool
-from infra import topics
 from infra.domains import PROJECTIONS, Installation, domains
 from infra.roles import retention
 from infra.roles.extras import Extras
+from infra.roles.prepare import prepared
 from infra.roles.process import freeze_start_up_objects, interrupting, stopping, working
 from infra.roles.reachable import until_reachable
 from infra.roles.steps import STEP_STOP_SECONDS, StepParts, step_parts, undeliverable
@@ -59,8 +59,8 @@ class RunningWorker:
 
 @contextlib.asynccontextmanager
 async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWorker]:
-    """A started worker; leave the block to stop it in order. Raises TopicMismatch."""
-    settings = await topics.check(settings)
+    """A started worker; leave the block to stop it in order. Raises SchemaRefused and TopicMismatch."""
+    settings = await prepared(settings)
     async with step_parts(settings, extras, "worker") as parts:
         steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver

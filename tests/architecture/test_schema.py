@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from infra.database import migrate as database
-from infra.database.tables import OPERATIONAL, TENANT_TABLES, metadata
+from infra.database.tables import ACCESS, OPERATIONAL, metadata
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import load_settings
@@ -22,8 +22,8 @@ from infra.settings import load_settings
 @pytest.fixture
 async def migrated(services: EmbeddedStack) -> AsyncIterator[AsyncConnection]:
     settings = load_settings(database_url=await services.new_database(f"schema_{uuid.uuid4().hex[:8]}"))
-    await database.migrate(settings.sqlalchemy_url, 2, 1)
-    engine = create_async_engine(settings.sqlalchemy_url)
+    await database.migrate(settings.required_database_url, 2, 1)
+    engine = create_async_engine(settings.required_database_url.replace("postgresql:", "postgresql+asyncpg:"))
     try:
         async with engine.connect() as connection:
             yield connection
@@ -58,12 +58,13 @@ async def test_every_tenant_table_has_row_level_security_forced(migrated: AsyncC
     rows = await migrated.execute(
         sa.text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity AND relkind = 'r'")
     )
-    assert set(rows.scalars()) == set(TENANT_TABLES)
+    assert set(rows.scalars()) == set(ACCESS.tenant_tables)
 
 
 async def test_migrating_twice_changes_nothing(migrated: AsyncConnection) -> None:
     before = (await migrated.execute(sa.text("SELECT id, epoch FROM lane ORDER BY id"))).all()
-    await database.migrate(migrated.engine.url.render_as_string(hide_password=False), 2, 1)
+    url = migrated.engine.url.set(drivername="postgresql")
+    await database.migrate(url.render_as_string(hide_password=False), 2, 1)
     assert (await migrated.execute(sa.text("SELECT id, epoch FROM lane ORDER BY id"))).all() == before
     assert len(before) == 3
 

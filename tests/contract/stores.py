@@ -96,7 +96,7 @@ async def postgres(services: EmbeddedStack) -> AsyncIterator[Postgres]:
     url = await services.new_database(name)
     pool = None
     try:
-        await migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), LANES, 0)
+        await migrate(url, LANES, 0)
         pool = await connect(Settings(database_url=url))
         yield Postgres(PostgresStore(pool, SPECS))
     finally:

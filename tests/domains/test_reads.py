@@ -15,10 +15,10 @@ import pytest
 from bus.postgres import PostgresStore
 from bus.store import Advance, Writes
 from gateway.http.ports import Page
-from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE, Postgres
+from gateway.http.postgres import Postgres
 from gateway.http.state import Gateway
-from infra.database.tables import LOOKED_UP, READABLE, TENANT_TABLES
-from infra.db import TableSpec
+from infra.database.tables import ACCESS
+from infra.db import TableSpec, session
 from infra.domains import DOMAINS, PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
@@ -88,14 +88,14 @@ async def test_a_tenant_reads_its_own_rows_of_every_table_as_they_were_stored(fi
 
 @pytest.mark.services
 async def test_the_gateways_roles_see_no_more_of_a_table_than_they_must(filled: Filled) -> None:
-    reading = await asyncpg.connect(filled.url, server_settings={"role": READ_ROLE})
-    looking = await asyncpg.connect(filled.url, server_settings={"role": LOOKUP_ROLE})
+    reading = await asyncpg.connect(filled.url, server_settings=session(filled.url, "gateway"))
+    looking = await asyncpg.connect(filled.url, server_settings=session(filled.url, "lookup"))
     try:
-        for name in TENANT_TABLES:
-            if name not in READABLE:
+        for name in (table.name for table in ACCESS.tables if "tenant_id" in table.columns):
+            if name not in ACCESS.readable:
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await reading.fetch(f"SELECT 1 FROM {name}")
-            if name not in LOOKED_UP:
+            if name not in (ACCESS.looked_up or {}):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await looking.fetch(f"SELECT 1 FROM {name}")
         for name in SPECS:

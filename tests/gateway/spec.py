@@ -42,6 +42,9 @@ class Given:
         self.tables.tenant_id = meta.tenant_id
 
         def run() -> list[Decision]:
+            head = self.tables.rows.get((self.spec.domain.head, AGGREGATE))
+            if command.creates and head is not None and head.tenant_id != meta.tenant_id:
+                raise Rejected("id_taken", "as the kernel refuses it")
             decisions = []
             for decision in decide(command, self.tables, meta):
                 decisions.append(decision)

@@ -19,7 +19,7 @@ from gateway.platform import AUDIT_LIST
 from gateway.routes import ROUTES
 from gateway.runtime import NODE_RUN_LIST
 from infra.database import migrate as database
-from infra.db import TableSpec
+from infra.db import TableSpec, database_of, role_of, session
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from outbox.tables import OUTCOME
@@ -76,7 +76,7 @@ async def db(services: EmbeddedStack) -> AsyncIterator[Database]:
     first = await asyncpg.connect(services.database_url)
     await first.execute(f"create database {name}")
     url = services.postgres.url_of(name)
-    await database.migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), 12, 12)
+    await database.migrate(url, 12, 12)
     admin = await asyncpg.connect(url)
     reads = await Postgres.connect(url, connections_max=4)
     try:
@@ -140,7 +140,7 @@ async def test_a_tenants_name_is_a_value_never_sql(db: Database, tenant_id: str)
 
 async def test_without_a_tenant_the_gateways_role_gets_an_error_not_rows(db: Database) -> None:
     await db.put(RUNS, run())
-    connection = await asyncpg.connect(db.url, server_settings={"role": "ap_gateway"})
+    connection = await asyncpg.connect(db.url, server_settings=session(db.url, "gateway"))
     try:
         with pytest.raises(asyncpg.PostgresError, match="no tenant is set"):
             await connection.fetch("select id from run")
@@ -176,7 +176,7 @@ async def test_look_ups_cross_tenants_and_see_no_more_than_they_must(db: Databas
     assert await db.reads.tenant_of("node_run", stored.id) is None
     assert await db.reads.api_key(key.id) == key
     assert await db.reads.any_api_key()
-    connection = await asyncpg.connect(db.url, server_settings={"role": "ap_lookup"})
+    connection = await asyncpg.connect(db.url, server_settings=session(db.url, "lookup"))
     try:
         for statement in ("select inputs from run", "select output from node_run", "table event", "table definition"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -344,7 +344,7 @@ async def test_lists_of_runs_use_their_index(db: Database) -> None:
     await db.admin.execute("analyze run")
     sql, values = page_sql("t1", Page(RUNS, ("created_at", "id"), 51))
     async with db.admin.transaction():
-        await db.admin.execute("set local role ap_gateway")
+        await db.admin.execute(f"set local role {role_of('gateway', database_of(db.url))}")
         await db.admin.execute("select set_config('app.tenant_id', 't1', true)")
         plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
     assert "Index Scan Backward using run_newest" in plan

@@ -145,7 +145,7 @@ async def test_the_past_of_node_runs_needs_its_run(http: httpx.AsyncClient) -> N
 async def log(services: EmbeddedStack) -> AsyncIterator[Postgres]:
     """A log with a run of 1 200 events of tenant t1, more than one read takes."""
     url = await services.new_database(f"past_{uuid.uuid4().hex[:12]}")
-    await database.migrate(url.replace("postgresql://", "postgresql+asyncpg://", 1), 12, 12)
+    await database.migrate(url, 12, 12)
     admin = await asyncpg.connect(url)
     body = RunCreated(workflow_id=RANDOM, workflow_version_id=RANDOM).encode()
     await admin.execute(

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from infra.cli.json_schema import message_schema
+from infra.database.schema import wire_schema
 from schemas.messages import JsonObject, Message
 
 ID = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"
@@ -26,8 +27,7 @@ def examples(message: type[Message]) -> list[JsonObject]:
 
 def schema_sha256(message: type[Message]) -> str:
     """The hash of what the wire may carry; words for people do not count."""
-    stripped = _without(message_schema(message), ("description", "title", "$id", "$schema"))
-    return hashlib.sha256(orjson.dumps(stripped, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps(wire_schema(message), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _encoded(message: type[Message], body: JsonObject) -> JsonObject:
@@ -64,18 +64,3 @@ def _value(schema: JsonObject, root: JsonObject, name: str) -> Any:
             return {inner: _value(each, root, inner) for inner, each in schema["properties"].items()}
         case _:
             return {"a": [1, "\u00e9", None]}
-
-
-def _without(schema: Any, names: tuple[str, ...]) -> Any:
-    """The schema without these keywords; a field of such a name stays."""
-    if isinstance(schema, list):
-        return [_without(each, names) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = {}
-    for name, each in schema.items():
-        if name in ("properties", "$defs"):
-            kept[name] = {field: _without(inner, names) for field, inner in each.items()}
-        elif name not in names:
-            kept[name] = _without(each, names)
-    return kept

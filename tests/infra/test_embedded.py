@@ -16,7 +16,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from infra.local.embedded import EmbeddedStack, StackError
-from infra.local.embedded.postgres import Postgres
 from infra.local.embedded.processes import identify, is_alive
 from infra.local.embedded.state import State, read_state
 
@@ -70,7 +69,7 @@ async def test_what_postgres_committed_survives_a_power_cut(services: EmbeddedSt
 
 
 async def test_the_extensions_and_settings_that_the_platform_needs_are_there(services: EmbeddedStack) -> None:
-    connection = await asyncpg.connect(services.postgres.socket_url())
+    connection = await asyncpg.connect(services.database_url)
     try:
         for extension in ("vector", "pg_trgm", "btree_gin"):
             await connection.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
@@ -165,16 +164,6 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
 
 
-async def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
-    server = Postgres(tmp_path / ("long" * 25) / "postgres", tmp_path / "log")
-    await server.start(port=_any_port())
-    try:
-        connection = await asyncpg.connect(server.socket_url())
-        await connection.close()
-    finally:
-        await server.stop()
-
-
 def start_owner(data: Path, kafka: str) -> subprocess.Popen[bytes]:
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(data), kafka], stdout=subprocess.PIPE)
     assert owner.stdout is not None
@@ -224,9 +213,3 @@ async def consume(services: EmbeddedStack, topic: str, count: int) -> list[bytes
         return [(await consumer.getone()).value for _ in range(count)]
     finally:
         await consumer.stop()
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

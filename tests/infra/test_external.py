@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.http.postgres import LOOKUP_ROLE, READ_ROLE
+from infra.db import PARTS, role_of
 from infra.history.verify import verify
 from infra.local.embedded import EmbeddedStack
 from infra.operate import status
@@ -16,18 +16,12 @@ from infra.settings import Settings
 from schemas.catalog import CreateDefinition
 from tests.live import execute, running, settings_for
 
-GRANT = """DO $$ BEGIN
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN GRANT {role} TO {user} WITH ADMIN OPTION; END IF;
-END $$"""
-
 
 @pytest.fixture
 async def settings(services: EmbeddedStack) -> AsyncIterator[Settings]:
     """A database that belongs to a user with the rights that README.md names, and no others."""
     name = f"external_{uuid.uuid4().hex[:8]}"
     await execute(services, f"CREATE ROLE {name} LOGIN PASSWORD 'known' NOSUPERUSER CREATEROLE BYPASSRLS")
-    for role in (READ_ROLE, LOOKUP_ROLE, "ap_worker"):  # Roles are the cluster's: another database may have made them.
-        await execute(services, GRANT.format(role=role, user=name))
     await execute(services, f"CREATE DATABASE {name} OWNER {name}")
     base = settings_for(services, name)
     address = base.required_database_url.rpartition("@")[2]
@@ -38,6 +32,7 @@ async def settings(services: EmbeddedStack) -> AsyncIterator[Settings]:
         yield made
     finally:
         await execute(services, f"DROP DATABASE {name} WITH (FORCE)")
+        await execute(services, f"DROP ROLE {', '.join(role_of(part, name) for part in PARTS)}")
         await execute(services, f"DROP ROLE {name}")
 
 

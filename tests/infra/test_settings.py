@@ -63,7 +63,7 @@ def test_every_usual_postgres_address_is_taken(scheme: str, monkeypatch: pytest.
     monkeypatch.setenv("AGENT_PLATFORM_DATABASE_URL", f"{scheme}://user:secret@db:5432/ap?sslmode=require")
     settings = load_settings()
     assert settings.database_url == "postgresql://user:secret@db:5432/ap?sslmode=require"
-    assert settings.sqlalchemy_url == "postgresql+asyncpg://user:secret@db:5432/ap?sslmode=require"
+    assert settings.required_database_url == "postgresql://user:secret@db:5432/ap?sslmode=require"
     assert "secret" not in repr(settings)
     assert masked(settings, "database_url") == "postgresql://user:********@db:5432/ap?sslmode=require"
 

@@ -62,8 +62,8 @@ async def test_only_what_is_too_old_is_forgotten(database: tuple[Settings, async
     told: list[Round] = []
     retention = Retention(pool, aged(settings), ended(settings), lambda done, now: told.append(done))
     first = await retention.round()
-    assert first.rows == dict.fromkeys(KEPT_DAYS, 3) | {"run": 0}
-    assert (await retention.round()).rows == dict.fromkeys(KEPT_DAYS, 0) | {"run": 0}
+    assert first.rows == dict.fromkeys(KEPT_DAYS, 3) | {"run": 0, "single_run": 0}
+    assert (await retention.round()).rows == dict.fromkeys(KEPT_DAYS, 0) | {"run": 0, "single_run": 0}
     assert told[0] is first
     assert await pool.fetchval("SELECT count(*) FROM dead_letter") == 4
     assert await pool.fetchval("SELECT count(*) FROM gateway_request_audit") == 2
@@ -85,7 +85,7 @@ async def test_no_days_mean_for_ever(database: tuple[Settings, asyncpg.Pool]) ->
         update=dict.fromkeys((name for name in Settings.model_fields if name.startswith("retention_")), 0.0)
     )
     done = await Retention(pool, aged(for_ever), ended(for_ever)).round()
-    assert done.rows == {"inbox": 3, "command_outcome": 3, "run": 0}
+    assert done.rows == {"inbox": 3, "command_outcome": 3, "run": 0, "single_run": 0}
 
 
 def test_a_letter_stays_as_long_as_its_record() -> None:
@@ -97,7 +97,7 @@ def test_a_round_is_counted() -> None:
     metrics = Metrics()
     seen = RetentionMetrics(metrics)
     seen.seen(Round({"audit": 5, "run": 40}, {"run": 4}, {"run": 100.0}), 160.0)
-    seen.seen(Round({"audit": 1, "run": 0}, {"run": 0}), 200.0)
+    seen.seen(Round({"audit": 1, "run": 0}, {"run": 0, "single_run": 0}), 200.0)
     found: dict[tuple[str, ...], Any] = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(metrics.text().decode())
@@ -107,7 +107,7 @@ def test_a_round_is_counted() -> None:
     assert found["agent_platform_retention_rows_total", "run"] == 40
     assert found["agent_platform_retention_aggregates_total", "run"] == 4
     assert found["agent_platform_retention_oldest_ended_seconds", "run"] == 0
-    seen.seen(Round({}, {"run": 0}, {"run": 100.0}), 160.0)
+    seen.seen(Round({}, {"run": 0, "single_run": 0}, {"run": 100.0}), 160.0)
     assert 'agent_platform_retention_oldest_ended_seconds{kind="run"} 60.0' in metrics.text().decode()
 
 

@@ -15,7 +15,7 @@ from bus.postgres import SESSION
 from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
 from handlers.steps import leases
-from infra.db import changed
+from infra.db import changed, role_of, session
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.roles import retention
@@ -63,7 +63,7 @@ async def worker_session(services: EmbeddedStack) -> AsyncIterator[asyncpg.Conne
     await migrate(settings_for(services, name))
     run, node, logged = one_run()
     statements = Statements({spec.name: spec for spec in PROJECTIONS})
-    connection = await asyncpg.connect(url, server_settings=SESSION)
+    connection = await asyncpg.connect(url, server_settings=session(url, settings=SESSION))
     first = Writes(advances=[Advance(0, 0, 0, 0, 1, 0, 0)], inserts={"run": [run], "node_run": [node]}, events=[logged])
     sql, arguments = statements.of(first)
     await connection.execute(sql, *arguments)
@@ -161,7 +161,8 @@ async def test_plans_do_not_change_as_tables_grow(worker_session: asyncpg.Connec
     await worker_session.execute("RESET role")
     for statement in FILL.format(runs=20_000, nodes=60_000).split(";"):
         await worker_session.execute(statement, timeout=300)
-    await worker_session.execute("SET role ap_worker")
+    database = await worker_session.fetchval("SELECT current_database()")
+    await worker_session.execute(f"SET role {role_of('worker', database)}")
     await worker_session.execute("SET enable_seqscan = off")
     after = {name: await plan_of(worker_session, sql) for name, sql in statements.items()}
     for name, plan in before.items():

@@ -26,7 +26,6 @@ WHERE (e.aggregate_id, e.seq) > ($1::uuid, $2::int4) AND e.type LIKE $3 ORDER BY
 _REMOVED = "SELECT id::text FROM tombstone WHERE id = $1"
 
 SESSION = {
-    "role": "ap_worker",
     "application_name": "agent-platform rebuild",
     "jit": "off",
     "enable_seqscan": "off",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
-from infra.db import TableSpec
+from infra.db import TableSpec, session
 from infra.domains import DOMAINS
 from infra.history.rebuild.comparison import Comparer, compare, missing
 from infra.history.rebuild.folding import Folder
@@ -42,7 +42,8 @@ async def rebuild(
     specs = [spec for domain in DOMAINS if only in (None, domain.name) for spec in domain.tables]
     types = "%" if only is None else f"{only}.%"
     report = RebuildReport()
-    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=3, server_settings=SESSION)
+    settings = session(database_url, settings=SESSION)
+    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=3, server_settings=settings)
     try:
         if target:
             async with Target(database_url, target, specs) as filled:

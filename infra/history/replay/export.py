@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from bus.batch import rfc3339
+from infra.db import session
 from infra.history.replay.cloud_events import cloud_event
 from infra.history.replay.places import ReplayRefused, instant_of
 from infra.history.replay.selection import Selection, types_of
@@ -24,7 +25,7 @@ e.traceparent, e.data FROM event e WHERE (e.aggregate_id, e.seq) > ($1::uuid, $2
 _REMOVED = """SELECT id::text, last_seq, removed_at FROM tombstone
 WHERE id = ANY($1::uuid[]) AND ($2 = '' OR tenant_id = $2) ORDER BY id"""
 _REMOVED_COUNT = "SELECT count(*) FROM tombstone WHERE $1 = '' OR tenant_id = $1"
-SESSION = {"role": "ap_worker", "application_name": "agent-platform export", "enable_sort": "off"}
+SESSION = {"application_name": "agent-platform export", "enable_sort": "off"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ async def export(database_url: str, selection: Selection, bounds: ExportRange) -
     """The events, each as the topic bears it. Events never change, so no snapshot is held. Raises ReplayRefused."""
     conditions, values = _conditions(selection, bounds)
     sql = _PAGE + "".join(conditions) + f" ORDER BY e.aggregate_id, e.seq LIMIT {EVENTS_PER_PAGE}"
-    connection = await asyncpg.connect(database_url, server_settings=SESSION)
+    connection = await asyncpg.connect(database_url, server_settings=session(database_url, settings=SESSION))
     try:
         at: tuple[str, int] = ("00000000-0000-0000-0000-000000000000", 0)
         while True:

@@ -11,11 +11,12 @@ import asyncpg
 
 from bus.lanes import INGRESS_BASE
 from bus.replay import Extent, TopicMissing, TopicReader
+from infra.db import session
 from infra.history.verify.report import Report
 from schemas.messages import UUID_PATTERN
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 
-_SESSION = {"role": "ap_worker", "application_name": "agent-platform verify", "default_transaction_read_only": "on"}
+_SESSION = {"application_name": "agent-platform verify", "default_transaction_read_only": "on"}
 KEPT_SECONDS = 7 * 86_400
 """Inbox rows of older messages may have been forgotten."""
 _TOMBSTONES = "SELECT id, last_seq, tenant_id FROM tombstone WHERE id = ANY($1::uuid[])"
@@ -82,9 +83,10 @@ async def examined(
 ) -> AsyncIterator[System]:
     async with contextlib.AsyncExitStack() as stack:
         reader = await stack.enter_async_context(TopicReader(kafka_bootstrap, prefix))
-        database = await asyncpg.connect(database_url, server_settings=_SESSION)
+        settings = session(database_url, settings=_SESSION)
+        database = await asyncpg.connect(database_url, server_settings=settings)
         stack.push_async_callback(database.close)
-        fresh = await asyncpg.connect(database_url, server_settings=_SESSION)
+        fresh = await asyncpg.connect(database_url, server_settings=settings)
         stack.push_async_callback(fresh.close)
         await stack.enter_async_context(database.transaction(isolation="repeatable_read", readonly=True))
         system = System(database, fresh, reader, Report(), lease_seconds, patience_seconds)

@@ -1,30 +1,41 @@
-"""Apache Kafka 4.4, one KRaft node that is broker and controller, on one data folder."""
+"""Apache Kafka 4.4, one KRaft node that is broker and controller, on one data folder.
+
+None of its files names that folder, and all paths in them are relative to it: see `HERE`. A list of folders, as
+`log.dirs` is, knows no escape for a comma, and Java reads names by the rules of the locale.
+"""
 
 import asyncio
 import base64
+import os
 import shutil
 import signal
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.local.embedded.failures import StackError
 from infra.local.embedded.processes import (
+    HERE,
     KILL,
     LOOPBACK,
     Note,
+    Patience,
+    Say,
     accepts,
     log_tail,
     no_note,
     run_tool,
+    silence,
     spawn,
     stop_child,
-    wait_until,
     write_atomically,
 )
 
-START_SECONDS_MAX = 60.0
+START_SECONDS_MAX = 180.0
+"""Recovery after a kill, on a busy host, included."""
+ANSWER_SECONDS_MAX = 5.0
+"""Of one question to the broker."""
 STOP: tuple[tuple[int, float], ...] = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 
 PROPERTIES: Mapping[str, str] = {
@@ -86,6 +97,8 @@ class Kafka:
         full_jit: bool = False,
         heap_megabytes: int = 512,
         properties: Mapping[str, str] | None = None,
+        waiting: Say = silence,
+        start_seconds_max: float = START_SECONDS_MAX,
     ) -> None:
         self.data = data.absolute()
         self.log = log
@@ -96,6 +109,8 @@ class Kafka:
         self._full_jit = full_jit
         self._heap_megabytes = heap_megabytes
         self._properties = dict(properties or {})
+        self._waiting = waiting
+        self._start_seconds_max = start_seconds_max
         self._command: list[str] = []
 
     @property
@@ -104,33 +119,42 @@ class Kafka:
 
     def prepare(self, java: Path, jars: list[Path], port: int, controller_port: int) -> None:
         """Write the configuration and format the folder once. Blocks for a second the first time."""
+        self.write_configuration(jars, port, controller_port)
+        self._command = [str(java), "@java.args"]
+        self._format()
+
+    def write_configuration(self, jars: Sequence[Path], port: int, controller_port: int) -> None:
+        """Write what Kafka reads at its start. `jars`: all in one folder."""
         self.port, self.controller_port = port, controller_port
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self.data / "server.properties", self._server_properties().encode())
         write_atomically(self.data / "log4j2.xml", LOGGING.encode())
-        classpath = ":".join(str(jar) for jar in jars)
+        (self.data / "jars").unlink(missing_ok=True)
+        (self.data / "jars").symlink_to(jars[0].parent.absolute())
+        classpath = ":".join(f"jars/{jar.name}" for jar in jars)
         jit = [] if self._full_jit else ["-XX:TieredStopAtLevel=1"]
         options = [
             f"-Xmx{self._heap_megabytes}m", "-XX:+UseSerialGC", *jit, "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true", f"-Dlog4j2.configurationFile={self.data / 'log4j2.xml'}",
+            "-Djava.awt.headless=true", f"-Duser.dir={HERE}", "-Dlog4j2.configurationFile=log4j2.xml",
             "-cp", classpath,
         ]  # fmt: skip
-        quoted = ['"' + option.replace("\\", "\\\\").replace('"', '\\"') + '"' for option in options]
-        write_atomically(self.data / "java.args", "\n".join(quoted).encode())
-        self._command = [str(java), f"@{self.data / 'java.args'}"]
-        self._format()
+        write_atomically(self.data / "java.args", "\n".join(f'"{option}"' for option in options).encode())
 
     async def start(self) -> None:
         """Start and wait until it answers as an unfenced broker. Raises StackError."""
-        command = [*self._command, "kafka.Kafka", str(self.data / "server.properties")]
-        self.child = spawn(command, log=self.log, folder=self.data)
-        self._note(self.child.pid)
-        listening = await wait_until(lambda: accepts(self.port) or self.exit_status() is not None, START_SECONDS_MAX)
-        if self.exit_status() is None and listening and await self._answers():
-            return
+        command = [*self._command, "kafka.Kafka", "server.properties"]
+        self.child = spawn(command, log=self.log, folder=self.data, environment=_environment())
+        patience = Patience("Kafka", self._start_seconds_max, self._waiting)
+        try:
+            self._note(self.child.pid)
+            if await self._is_ready(patience):
+                return
+        except BaseException:
+            await self.stop()
+            raise
         await self.stop()
         reason = log_tail(self.log, ("Exception", "ERROR", "FATAL", "Error"))
-        raise StackError(f"Kafka did not start ({reason})", f"see {self.log}")
+        raise StackError(f"Kafka did not start{patience.spent} ({reason})", f"see {self.log}")
 
     async def stop(self) -> None:
         """Stop in order (SIGTERM), by force if it does not within 15 seconds."""
@@ -153,7 +177,7 @@ class Kafka:
             "listeners": f"PLAINTEXT://{LOOPBACK}:{self.port},CONTROLLER://{LOOPBACK}:{self.controller_port}",
             "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self.port}",
             "controller.quorum.voters": f"1@{LOOPBACK}:{self.controller_port}",
-            "log.dirs": str(self.data / "data"),
+            "log.dirs": "data",
             **self._properties,
         }
         return "".join(f"{name}={value}\n" for name, value in properties.items())
@@ -167,26 +191,39 @@ class Kafka:
         cluster = base64.urlsafe_b64encode(b"A" + uuid.uuid4().bytes[1:]).rstrip(b"=").decode()
         run_tool(
             [*self._command, "kafka.tools.StorageTool", "format", "-t", cluster,
-             "-c", str(self.data / "server.properties")],
-            what="formatting Kafka's folder",
+             "-c", "server.properties"],
+            what="formatting Kafka's folder", cwd=self.data, env=_environment(),
         )  # fmt: skip
 
-    async def _answers(self) -> bool:
-        """True once the broker lists itself: a fenced one does not."""
+    async def _is_ready(self, patience: Patience) -> bool:
+        """True once it answers as an unfenced broker, false if it ended or no time is left."""
+        if not await patience.until(
+            lambda: accepts(self.port) or self.exit_status() is not None, "does not listen yet"
+        ):
+            return False
+        while self.exit_status() is None and patience.left_seconds:
+            if await self._answers(min(ANSWER_SECONDS_MAX, patience.left_seconds)):
+                return True
+            patience.remark("listens, but is no broker that takes work yet")
+            await asyncio.sleep(0.05)
+        return False
+
+    async def _answers(self, seconds_max: float) -> bool:
+        """Whether the broker lists itself: a fenced one does not."""
         from aiokafka.admin import AIOKafkaAdminClient  # Slow to import.
         from aiokafka.errors import KafkaError
 
-        for _ in range(600):
-            if self.exit_status() is not None:
-                return False
-            admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=5000)
-            try:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=int(seconds_max * 1_000) + 1)
+        try:
+            async with asyncio.timeout(seconds_max):
                 await admin.start()
-                if (await admin.describe_cluster())["brokers"]:
-                    return True
-            except (KafkaError, OSError, IndexError):
-                pass
-            finally:
-                await admin.close()
-            await asyncio.sleep(0.05)
-        return False
+                return bool((await admin.describe_cluster())["brokers"])
+        except (KafkaError, OSError, IndexError, TimeoutError):
+            return False
+        finally:
+            await admin.close()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in a locale in which Java can name every file."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}

@@ -13,9 +13,16 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from infra.local.embedded.accounts import Account, who
 from infra.local.embedded.failures import StackError
 
 LOOPBACK = "127.0.0.1"
+HERE = "/proc/self/cwd"
+"""The folder that a process was started in, whatever its name is and whoever may pass the folders above it.
+
+A server is told this instead of a path: there is nothing to escape in any of the files that name it, no limit of
+length, and no folder that is not ours must be opened to the server's account; after a move it still holds.
+"""
 # Below the range from which the kernel takes ports for outgoing connections.
 PORTS = range(20_000, 32_000)
 POLL_SECONDS = 0.02
@@ -25,8 +32,15 @@ LOG_BYTES_MAX = 8 * 1024 * 1024
 Note = Callable[[int], None]
 
 
+Say = Callable[[str], None]
+
+
 def no_note(_pid: int) -> None:
     """Nobody keeps a record."""
+
+
+def silence(_text: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,43 @@ async def stop_child(child: subprocess.Popen[bytes], signals: Sequence[tuple[int
     return child.returncode if child.returncode is not None else child.wait(timeout=5)
 
 
+class Patience:
+    """Waits for a server to start, so long and no longer; says what for, and since when, every few seconds."""
+
+    def __init__(self, name: str, seconds_max: float, say: Say, say_every_seconds: float = 10.0) -> None:
+        self._name = name
+        self._say = say
+        self._say_every_seconds = say_every_seconds
+        self._began = time.monotonic()
+        self._until = self._began + seconds_max
+        self._said_at = self._began
+
+    @property
+    def left_seconds(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    @property
+    def spent(self) -> str:
+        """How long it took, for the end of a sentence; nothing if that is not why it ended."""
+        return "" if self.left_seconds else f" within {self._until - self._began:g} seconds"
+
+    async def until(self, condition: Callable[[], bool], what_is_missing: str) -> bool:
+        """True once the condition holds, false when no time is left."""
+        while not condition():
+            if not self.left_seconds:
+                return False
+            self.remark(what_is_missing)
+            await asyncio.sleep(POLL_SECONDS)
+        return True
+
+    def remark(self, what_is_missing: str) -> None:
+        """Say what is missing still, unless that was said just now."""
+        now = time.monotonic()
+        if now - self._said_at >= self._say_every_seconds:
+            self._said_at = now
+            self._say(f"{self._name} was started {now - self._began:.0f} s ago and {what_is_missing}")
+
+
 async def wait_until(condition: Callable[[], bool], patience_seconds: float) -> bool:
     until = time.monotonic() + patience_seconds
     while not condition():
@@ -106,14 +157,13 @@ def spawn(
     log: Path,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-    account: tuple[int, int] | None = None,
+    account: Account | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, so that Ctrl-C reaches only who stops it in order."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".old"))
-    owner: dict[str, Any] = {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
-    with log.open("ab") as output:
+    with open(log, "ab", opener=_private) as output:
         return subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -122,13 +172,16 @@ def spawn(
             cwd=folder,
             env=None if environment is None else dict(environment),
             start_new_session=True,
-            **owner,
+            **who(account),
         )
 
 
-def run_tool(arguments: Sequence[str], *, what: str, account: tuple[int, int] | None = None, **more: Any) -> str:
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def run_tool(arguments: Sequence[str], *, what: str, account: Account | None = None, **more: Any) -> str:
     """Run a short program to its end and give its output; a failure is a StackError with its last line."""
-    owner: dict[str, Any] = {} if account is None else {"user": account[0], "group": account[1], "extra_groups": []}
     try:
         done = subprocess.run(
             arguments,
@@ -137,7 +190,7 @@ def run_tool(arguments: Sequence[str], *, what: str, account: tuple[int, int] | 
             errors="replace",
             timeout=120,
             check=False,
-            **owner,
+            **who(account),
             **more,
         )
     except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """Postgres and Kafka together on one data folder, started side by side and stopped with their owner."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from infra.local.embedded.jars import Progress, default_cache, locked_jars
 from infra.local.embedded.java import find_java
 from infra.local.embedded.kafka import Kafka
 from infra.local.embedded.postgres import Postgres
-from infra.local.embedded.processes import free_port, port_is_free
+from infra.local.embedded.processes import Say, free_port, port_is_free, silence
 from infra.local.embedded.state import DataFolder
 
 DISK_MEGABYTES_MIN = 512
@@ -36,13 +37,17 @@ class EmbeddedStack:
         kafka_properties: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
+        waiting: Say = silence,
     ) -> None:
         self.folder = DataFolder(data_dir)
         logs = self.folder.path / "log"
-        self.postgres = Postgres(self.folder.path / "postgres", logs / "postgres.log", self._note_postgres)
+        self._waiting = waiting
+        self.postgres = Postgres(
+            self.folder.path / "postgres", logs / "postgres.log", self._note_postgres, self._postgres_waits
+        )
         self.kafka = Kafka(
             self.folder.path / "kafka", logs / "kafka.log", self._note_kafka,
-            full_jit=full_jit, heap_megabytes=heap_megabytes, properties=kafka_properties,
+            full_jit=full_jit, heap_megabytes=heap_megabytes, properties=kafka_properties, waiting=self._kafka_waits,
         )  # fmt: skip
         self._with_postgres = with_postgres
         self._with_kafka = with_kafka
@@ -76,6 +81,7 @@ class EmbeddedStack:
             await self.stop()
             raise
         self.folder.record(
+            waiting={},
             database_url=self.database_url if self._with_postgres else None,
             kafka_bootstrap=self.kafka_bootstrap if self._with_kafka else None,
         )
@@ -148,6 +154,18 @@ class EmbeddedStack:
 
     def _note_kafka(self, pid: int) -> None:
         self.folder.record_process("kafka", 0, pid, self.kafka.log)
+
+    def _postgres_waits(self, text: str) -> None:
+        self._waits("postgres", text)
+
+    def _kafka_waits(self, text: str) -> None:
+        self._waits("kafka", text)
+
+    def _waits(self, name: str, text: str) -> None:
+        """Said and kept as long as there is room for it."""
+        with contextlib.suppress(OSError):
+            self._waiting(text)
+            self.folder.record_waiting(name, text)
 
     def _check_disk(self) -> None:
         free_megabytes = shutil.disk_usage(self.folder.path).free // 1024**2

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,8 @@ class State:
     gateway_url: str | None = None
     ports: dict[str, int] = field(default_factory=dict)
     scaled: Scaled | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
+    """By name, why a process is not running just now, or is not ready yet."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -84,6 +87,7 @@ class State:
             "ports": self.ports,
             "processes": [process.as_json() for process in self.processes],
             "scaled": None if self.scaled is None else self.scaled.as_json(),
+            "waiting": self.waiting,
         }
 
     @property
@@ -104,6 +108,7 @@ def read_state(data: Path) -> State | None:
             ports=dict(raw["ports"]),
             processes=tuple(_started(p) for p in raw["processes"]),
             scaled=_scaled(raw.get("scaled")),
+            waiting=dict(raw.get("waiting", {})),
         )
     except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
         return None
@@ -158,7 +163,7 @@ def stop_leftovers(state: State) -> list[Started]:
 def in_use(path: Path, owner: str) -> StackError:
     return StackError(
         f"{path} is in use by process {owner}",
-        f"stop it with `ap down --data {path}`, or choose another folder with --data",
+        f"stop it with `ap down --data {shlex.quote(str(path))}`, or choose another folder with --data",
     )
 
 
@@ -228,6 +233,12 @@ class DataFolder:
         if identity is not None:
             others.append(Started(role, index, identity, str(log), restarts, metrics_port))
         self.record(processes=tuple(sorted(others, key=lambda p: (p.role, p.index))))
+
+    def record_waiting(self, name: str, reason: str) -> None:
+        """Say why a process is not running or not ready; with no reason: it is."""
+        if self._state.waiting.get(name, "") != reason:
+            others = {each: why for each, why in self._state.waiting.items() if each != name}
+            self.record(waiting=others | ({name: reason} if reason else {}))
 
     def forget_process(self, role: Role, index: int) -> None:
         """It has ended for good."""
