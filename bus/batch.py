@@ -139,7 +139,7 @@ class _Made:
 
     lane: Lane
     next_offset: int
-    items: list[Recorded | Out] = field(default_factory=list)
+    items: list[Recorded[Event] | Out] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
 
@@ -175,7 +175,7 @@ class Batch:
         self._changed: dict[Key, Any] = {}
         self._numbered: list[Logged | Out] = []
         self.sends: Sequence[Out] = []
-        self.events: list[Recorded] = []
+        self.events: list[Recorded[Event]] = []
         self.finished: list[tuple[Lane, str]] = []
         self.ended_before: list[tuple[Lane, str]] = []
         self.started: list[tuple[Any, Lane]] = []
@@ -220,7 +220,7 @@ class Batch:
         if head is None and (gone := lane.aggregate(accepted.aggregate_id).gone) is not None:
             raise refusal(gone, command, meta.tenant_id)
         seq = head.seq if head is not None else 0
-        recorded: list[Recorded] = []
+        recorded: list[Recorded[Event]] = []
         bodies: list[bytes] = []
         commands: list[tuple[str, Command | After | Awaited]] = []
         settled: list[Settled] = []

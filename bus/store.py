@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from infra.db import TableSpec
 from schemas.decider import Recorded
 from schemas.envelope import Envelope, Headers
-from schemas.messages import Command
+from schemas.messages import Command, Event
 
 
 class Fenced(Exception):
@@ -76,7 +76,7 @@ class Logged(NamedTuple):
     """An event with its place in its lane, and its body."""
 
     position: int
-    recorded: Recorded
+    recorded: Recorded[Event]
     body: bytes
 
 

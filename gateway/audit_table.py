@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import sqlalchemy as sa
 from typing_extensions import TypedDict
 
 from gateway.http.ports import AuditRecord
-from infra.db import Instant, TableSpec, instant, metadata, table_spec, uuid_column
+from infra.db import index, instant, table
 from projections.views import Moment, Tenant, Uuid, View
 from schemas.examples import Example
 
-AUDIT_TABLE = sa.Table(
+AUDITS = table(
+    AuditRecord,
     "gateway_request_audit",
-    metadata,
-    uuid_column("id", primary_key=True),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("api_key_id", sa.Text),
-    sa.Column("user_id", sa.Text),
-    sa.Column("method", sa.Text, nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("route", sa.Text, nullable=False),
-    sa.Column("status_code", sa.SmallInteger, nullable=False),
-    sa.Column("duration_ms", sa.Double, nullable=False),
-    sa.Column("request_id", sa.Text, nullable=False),
-    sa.Column("created_at", Instant, nullable=False),
-    sa.Index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
-    sa.Index("gateway_request_audit_request", "tenant_id", "request_id"),
+    index("gateway_request_audit_newest", "tenant_id", "created_at", "id"),
+    index("gateway_request_audit_request", "tenant_id", "request_id"),
+    index("audit_age", "created_at"),
 )
-AUDITS: TableSpec = table_spec(AUDIT_TABLE, AuditRecord, mutable=())
-AUDIT_COLUMNS = tuple(column.name for column in AUDIT_TABLE.columns)
+AUDIT_COLUMNS = tuple(column.name for column in AUDITS.columns)
 
 
 class AuditView(TypedDict):
@@ -68,7 +56,7 @@ def audit_view(record: AuditRecord) -> AuditView:
 AUDIT = View("audit", AUDITS, AuditView, audit_view)
 
 STATS_SQL = f"""
-with chosen as (select * from {AUDIT_TABLE.name} where created_at >= $1),
+with chosen as (select * from {AUDITS.name} where created_at >= $1),
 routes as (
   select route, method, count(*) as requests, count(*) filter (where status_code >= 500) as failed,
          avg(duration_ms) as mean, percentile_cont(0.95) within group (order by duration_ms) as p95

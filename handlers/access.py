@@ -69,5 +69,6 @@ DOMAIN = Domain(
     decide={CreateApiKey: create, SetApiKeyStatus: set_status, DeleteApiKey: delete},
     evolve=known.evolve,
     events=EVENTS,
+    tables=known.TABLES,
     answer=answer,
 )

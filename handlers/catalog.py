@@ -202,6 +202,7 @@ DOMAIN = Domain(
     },
     evolve=known.evolve,
     events=EVENTS,
+    tables=known.TABLES,
     answer=answer,
     answered=answered,
 )

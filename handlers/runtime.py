@@ -11,7 +11,7 @@ from handlers.runs.evaluate import NodeError, check_size, input_problems
 from handlers.runs.programs import Programs
 from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
 from projections.catalog import Definition, Version
-from projections.runtime import NodeRun, Run
+from projections.runtime import TABLES, NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_views import node_run_view, run_view
 from schemas import runtime as wire
@@ -59,6 +59,7 @@ class Runtime:
             decide=decide,
             evolve=evolve,
             events=wire.EVENTS,
+            tables=TABLES,
             answer=answer,
             failed=failed,
             facts={wire.CreateRun: _facts},

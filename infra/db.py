@@ -1,13 +1,14 @@
-"""Tables as the kernel writes them, and the database's roles by which each part of the platform comes to them."""
+"""Tables, each declared once by its rows' dataclass, and the roles by which each part of the platform comes to them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
@@ -77,6 +78,20 @@ class Instant(sa.types.TypeDecorator[float]):
 
     def process_result_value(self, value: float | None, dialect: sa.Dialect) -> float:
         return value or 0.0
+
+
+T = TypeVar("T")
+_ONCE: Final = "written once"
+_OPERATIONAL: Final = "operational"
+
+Uuid = Annotated[str, UUID(as_uuid=False)]
+Moment = Annotated[float, Instant]
+"""Seconds since 1970; 0 for never."""
+Small = Annotated[int, sa.SmallInteger]
+Once = Annotated[T, _ONCE]
+"""A column that no update writes."""
+Operational = Annotated[T, _OPERATIONAL]
+"""A column that is not folded from events (leases): left out when a rebuild is compared."""
 
 
 def changed(row: R, **fields: Any) -> R:
@@ -165,6 +180,7 @@ class TableSpec:
     `row` is a frozen dataclass without slots; its fields are the table's columns, in the table's order, `id`
     first. `mutable`: the columns an update writes; the others are written once. `parent`: the column that holds
     the aggregate's id. `live` (and `live_sql`, the same said in SQL) tells the rows that `Rows.live` returns.
+    `whole`: live rows are all rows, so one that is not among them does not exist.
     `volatile`: rows others may change behind the lane's back, so they are read with their lock in each transaction.
     """
 
@@ -184,39 +200,100 @@ class TableSpec:
         return self.table.name
 
 
-def table_spec(
-    table: sa.Table,
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index: its name and columns; with `where`, of those rows only."""
+
+    name: str
+    columns: tuple[str, ...]
+    where: str = ""
+
+    def declared(self) -> sa.Index:
+        return sa.Index(self.name, *self.columns, postgresql_where=sa.text(self.where) if self.where else None)
+
+
+def index(name: str, *columns: str, where: str = "") -> Index:
+    return Index(name, columns, where)
+
+
+def table(
     row: type[Any],
-    *,
-    mutable: Sequence[str],
+    name: str,
+    *indexes: Index,
     parent: str = "id",
     live: Callable[[Any], bool] = lambda row: True,
     live_sql: str = "true",
     whole: bool = False,
     volatile: Callable[[Any], bool] | None = None,
-    operational: Sequence[str] = (),
+    storage: str = "",
+    within: sa.MetaData = metadata,
 ) -> TableSpec:
-    """Bind a row type to its table. Raises TypeError if their fields differ, or if it has slots.
+    """The table of these rows. Raises TypeError if their type has slots, no `id` first, or a field of unknown type.
 
-    `whole`: live rows are all rows, so one that is not among them does not exist. `operational`: columns that
-    are not folded from events (leases), left out when a rebuild is compared.
+    A field that may be None is a column that may be null. Updates write all columns but `id`, `tenant_id`, the
+    parent, and those declared `Once`. `storage`: Postgres' storage parameters.
+    `within`: where it is declared, if it is none of the platform's.
     """
+    hints = get_type_hints(row, include_extras=True)
     names = [field.name for field in fields(row)]
-    columns = [column.name for column in table.columns]
-    if names != columns or names[0] != "id":
-        raise TypeError(f"{row.__name__} has {names}, table {table.name} has {columns}")
-    if "__slots__" in vars(row):
-        raise TypeError(f"{row.__name__} has slots; rows are written from their attributes")
-    by_name = {column.name: _column(column) for column in table.columns}
+    if names[0] != "id" or "__slots__" in vars(row):
+        raise TypeError(f"{row.__name__} must begin with its id and have no slots: rows are written by attribute")
+    declared = [_Declared.of(name, hints[name]) for name in names]
+    made = sa.Table(
+        name, within, *(each.column() for each in declared), *(each.declared() for each in indexes),
+        info={"storage": storage},
+    )  # fmt: skip
+    columns = tuple(_column(column) for column in made.columns)
+    once = {"id", "tenant_id", parent} | {each.name for each in declared if _ONCE in each.marks}
     return TableSpec(
-        table=table,
+        table=made,
         row=row,
-        columns=tuple(by_name[name] for name in names),
-        mutable=tuple(by_name[name] for name in mutable),
+        columns=columns,
+        mutable=tuple(column for column in columns if column.name not in once),
         parent=parent,
         live=live,
         live_sql=live_sql,
         whole=whole,
         volatile=volatile,
-        operational=frozenset(operational),
+        operational=frozenset(each.name for each in declared if _OPERATIONAL in each.marks),
     )
+
+
+_TYPES: dict[Any, Any] = {
+    str: sa.Text, int: sa.Integer, float: sa.Double, bool: sa.Boolean, bytes: sa.LargeBinary,
+    dict: Json, list: Json, Any: Json,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """One field's annotation taken apart."""
+
+    name: str
+    type: Any
+    optional: bool
+    marks: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, name: str, hint: Any) -> _Declared:
+        optional = hint is Any
+        marks: tuple[Any, ...] = ()
+        while True:
+            if get_origin(hint) is Annotated:
+                hint, *found = get_args(hint)
+                marks = (*marks, *found)
+            elif get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
+                optional = True
+                hint = Union[tuple(each for each in get_args(hint) if each is not NoneType)]  # noqa: UP007
+            else:
+                break
+        given = [mark for mark in marks if mark not in (_ONCE, _OPERATIONAL)]
+        kind = given[0] if given else _TYPES.get(get_origin(hint) or hint)
+        if kind is None:
+            raise TypeError(f"field {name} has a type that is no column's: {hint}")
+        return cls(name, kind, optional or kind is Instant, marks)
+
+    def column(self) -> sa.Column[Any]:
+        if self.name == "id":
+            return sa.Column(self.name, self.type, primary_key=True)
+        return sa.Column(self.name, self.type, nullable=self.optional)

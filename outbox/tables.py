@@ -20,6 +20,7 @@ LANE = sa.Table(
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("claimed_at", sa.TIMESTAMP(timezone=True)),
     sa.Column("stopped", sa.Text, nullable=False, server_default=""),
+    info={"storage": "fillfactor = 30, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000"},
 )
 """One partition of a consumed topic for the one consumer group. `position` counts the records the lane made
 (events and outbox rows, in order); those up to `sent` are on Kafka. Every leased step that the lane made up to `floor`
@@ -40,8 +41,12 @@ EVENT = sa.Table(
     sa.Column("causation_id", sa.Text, nullable=False),
     sa.Column("traceparent", sa.Text, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Index("event_unsent", "lane", "position"),
 )
 """The truth. Rows above their lane's `sent` are the outbox of the `events` topic."""
+
+QUEUE_STORAGE = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000"
+"""Rows come and go: vacuumed by their number, whatever the size of the table."""
 
 OUTBOX = sa.Table(
     "outbox",
@@ -54,6 +59,7 @@ OUTBOX = sa.Table(
     sa.Column("headers", sa.LargeBinary, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("tenant_id", sa.Text, nullable=False),
+    info={"storage": QUEUE_STORAGE},
 )
 
 INBOX = sa.Table(
@@ -62,6 +68,7 @@ INBOX = sa.Table(
     uuid_column("message_id", primary_key=True),
     sa.Column("redrive", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("at", Instant, nullable=False),
+    sa.Index("inbox_age", "at"),
 )
 
 TIMER = sa.Table(
@@ -75,6 +82,8 @@ TIMER = sa.Table(
     sa.Column("headers", sa.LargeBinary, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Index("timer_due", "lane", "due_at"),
+    info={"storage": QUEUE_STORAGE},
 )
 
 OUTCOME = sa.Table(
@@ -89,6 +98,7 @@ OUTCOME = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("reply_partition", sa.SmallInteger, nullable=False, server_default="-1"),
     sa.Column("deferred", sa.Boolean, nullable=False, server_default="false"),
+    sa.Index("outcome_age", "created_at"),
 )
 """What became of a command from outside: status pending (inside its transaction, or `deferred`), succeeded, rejected
 or failed; body is the result, or the problem with its `code`, `detail`, `status` and `errors`. `reply_partition`: where
@@ -114,19 +124,6 @@ DEAD_LETTER = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("redrives", sa.SmallInteger, nullable=False),
     sa.Column("at", Instant, nullable=False),
+    sa.Index("dead_letter_newest", "at"),
 )
 """Refused records, for `ap dlq`: status dead, retried or dropped; `at`: when it last died. Bodies are cut at 64 KiB."""
-
-TOMBSTONE = sa.Table(
-    "tombstone",
-    metadata,
-    uuid_column("id", primary_key=True),
-    sa.Column("tenant_id", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("last_seq", sa.Integer, nullable=False),
-    sa.Column("ended_at", Instant, nullable=False),
-    sa.Column("removed_at", Instant, nullable=False),
-)
-"""What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
-read by one trigger, once for each batch that makes runs (infra.database.schema), and where a command finds no head."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.db import TableSpec, instant, table_spec
-from outbox.tables import TOMBSTONE
+from infra.db import TableSpec, Uuid, instant, table
 from schemas.messages import Command, Rejected
 
 
 @dataclass(frozen=True)
 class Tombstone:
-    """`kind`: the table of its head. `status`: what it had ended as. `last_seq`: how many events it had."""
+    """`kind`: the table of its head. `status`: what it had ended as. `last_seq`: how many events it had.
 
-    id: str
+    What stays for ever of an aggregate that retention has removed: its id is never used again. On the hot path it is
+    read by one trigger, once for each batch that makes runs (infra.database.schema), and where a command finds no head.
+    """
+
+    id: Uuid
     tenant_id: str
     kind: str
     status: str
@@ -23,7 +26,7 @@ class Tombstone:
     removed_at: float
 
 
-TOMBSTONES: TableSpec = table_spec(TOMBSTONE, Tombstone, mutable=())
+TOMBSTONES: TableSpec = table(Tombstone, "tombstone")
 
 
 def expired(gone: Tombstone) -> Rejected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
@@ -15,36 +15,31 @@ Scope = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class CreateApiKey(Command):
+class ApiKeyCommand(Command):
+    api_key_id: Id
+
+    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
+        return self.api_key_id
+
+
+class CreateApiKey(ApiKeyCommand):
     """`secret_sha256` is the hash of the whole key; the key itself never travels on the bus."""
 
     type: Literal["access.create_api_key"] = "access.create_api_key"
     creates: ClassVar[bool] = True
-    api_key_id: Id
     name: Name
     scopes: tuple[Scope, ...] = ()
     secret_sha256: Sha256
     user_id: ForeignId | None = None
 
-    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
-        return self.api_key_id
 
-
-class SetApiKeyStatus(Command):
+class SetApiKeyStatus(ApiKeyCommand):
     type: Literal["access.set_api_key_status"] = "access.set_api_key_status"
-    api_key_id: Id
     status: Annotated[KeyStatus, Example("revoked")]
 
-    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
-        return self.api_key_id
 
-
-class DeleteApiKey(Command):
+class DeleteApiKey(ApiKeyCommand):
     type: Literal["access.delete_api_key"] = "access.delete_api_key"
-    api_key_id: Id
-
-    def aggregate_id(self, tenant_id: str, command_id: str) -> str:
-        return self.api_key_id
 
 
 class ApiKeyCreated(Event):
@@ -64,5 +59,7 @@ class ApiKeyDeleted(Event):
     type: Literal["access.api_key_deleted"] = "access.api_key_deleted"
 
 
-COMMANDS: tuple[type[Command], ...] = (CreateApiKey, SetApiKeyStatus, DeleteApiKey)
-EVENTS: tuple[type[Event], ...] = (ApiKeyCreated, ApiKeyStatusChanged, ApiKeyDeleted)
+AccessCommand = CreateApiKey | SetApiKeyStatus | DeleteApiKey
+AccessEvent = ApiKeyCreated | ApiKeyStatusChanged | ApiKeyDeleted
+COMMANDS: tuple[type[Command], ...] = get_args(AccessCommand)
+EVENTS: tuple[type[Event], ...] = get_args(AccessEvent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -155,19 +155,15 @@ class VersionPublished(Event):
     version_id: str
 
 
-COMMANDS: tuple[type[Command], ...] = (
-    CreateDefinition,
-    ChangeDefinition,
-    CreateVersion,
-    PublishVersion,
-    TakeCheck,
+CatalogCommand = CreateDefinition | ChangeDefinition | CreateVersion | PublishVersion | TakeCheck
+CatalogEvent = (
+    DefinitionCreated
+    | DefinitionChanged
+    | VersionCreated
+    | CheckStarted
+    | VersionChecked
+    | CheckFailed
+    | VersionPublished
 )
-EVENTS: tuple[type[Event], ...] = (
-    DefinitionCreated,
-    DefinitionChanged,
-    VersionCreated,
-    CheckStarted,
-    VersionChecked,
-    CheckFailed,
-    VersionPublished,
-)
+COMMANDS: tuple[type[Command], ...] = get_args(CatalogCommand)
+EVENTS: tuple[type[Event], ...] = get_args(CatalogEvent)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from infra.db import TableSpec
 from schemas.envelope import AnswerTo
 from schemas.messages import Command, Event
 
@@ -24,6 +25,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+E_co = TypeVar("E_co", bound=Event, covariant=True)
 Key = tuple[type[Any], str]
 """A row: its type and id. In `Missing`, an empty id stands for all live rows of that type of the aggregate."""
 
@@ -90,10 +92,10 @@ class Meta(NamedTuple):
     answer_to: str = ""
 
 
-class Recorded(NamedTuple):
+class Recorded(NamedTuple, Generic[E_co]):
     """An event as it is folded: with its place in its aggregate's history."""
 
-    event: Event
+    event: E_co
     aggregate_id: str
     seq: int
     at: float
@@ -168,7 +170,7 @@ class Settled:
 
 Decision = Event | Command | After | Awaited | Reply | Deferred | Settled
 Decide = Callable[[Any, Rows, Meta], Iterable[Decision]]
-Evolve = Callable[[Rows, Recorded], Iterable[Row]]
+Evolve = Callable[[Rows, Recorded[Any]], Iterable[Row]]
 React = Callable[[Any, Any, Meta], Iterable[Command]]
 """(event, the header of its aggregate after it, meta): how one domain answers another's event."""
 Facts = Callable[[Any], Iterable[Key]]
@@ -178,6 +180,8 @@ Facts = Callable[[Any], Iterable[Key]]
 @dataclass(frozen=True, slots=True)
 class Domain:
     """One aggregate type. `head` is its header row: its `seq` is the number of its events; id = aggregate id.
+
+    `decide` names its commands, `events` what they make, `tables` what `evolve` folds those into.
 
     `answer(command, rows, meta)` is the result a sender from outside gets; `failed(command, code, detail)` is the
     command that tells the aggregate that one of its internal commands became a dead letter;
@@ -192,6 +196,7 @@ class Domain:
     decide: Mapping[type[Command], Decide]
     evolve: Evolve
     events: tuple[type[Event], ...]
+    tables: tuple[TableSpec, ...]
     answer: Callable[[Command, Rows, Meta], Mapping[str, Any]]
     react: Mapping[type[Event], tuple[React, ...]] = field(default_factory=dict)
     failed: Callable[[Command, str, str], Command | None] = lambda command, code, detail: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import pydantic
 import pydantic_core
@@ -13,16 +14,24 @@ from schemas.messages import Command, Event
 from schemas.problems import FieldError, pointer_of, summary
 
 
+class Messages(Protocol):
+    """The wire contract of one domain."""
+
+    COMMANDS: tuple[type[Command], ...]
+    EVENTS: tuple[type[Event], ...]
+
+
 def by_name(commands: Iterable[type[Command]]) -> dict[str, type[Command]]:
     """Commands by their names on the wire."""
     return {command.model_fields["type"].default: command for command in commands}
 
 
+DOMAINS: tuple[Messages, ...] = (catalog, runtime, access)
 COMMANDS: Mapping[str, type[Command]] = by_name(
-    (*catalog.COMMANDS, *runtime.COMMANDS, *access.COMMANDS, *outcomes.COMMANDS)
+    (*(command for domain in DOMAINS for command in domain.COMMANDS), *outcomes.COMMANDS)
 )
 EVENTS: Mapping[str, type[Event]] = {
-    event.model_fields["type"].default: event for event in (*catalog.EVENTS, *runtime.EVENTS, *access.EVENTS)
+    event.model_fields["type"].default: event for domain in DOMAINS for event in domain.EVENTS
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -437,41 +437,46 @@ class RunCompensated(Event):
     error: Failure
 
 
-COMMANDS: tuple[type[Command], ...] = (
-    CreateRun,
-    StartSingle,
-    CancelRun,
-    ExecuteRun,
-    ExecuteNode,
-    SetRunStatus,
-    SetNodeStatus,
-    CompleteNode,
-    FailNode,
-    ExpireLease,
-    WakeNode,
-    ContinueRun,
-    FailRun,
+RuntimeCommand = (
+    CreateRun
+    | StartSingle
+    | CancelRun
+    | ExecuteRun
+    | ExecuteNode
+    | SetRunStatus
+    | SetNodeStatus
+    | CompleteNode
+    | FailNode
+    | ExpireLease
+    | WakeNode
+    | ContinueRun
+    | FailRun
 )
-EVENTS: tuple[type[Event], ...] = (
-    RunCreated,
-    StepsAllowed,
-    NodeScheduled,
-    NodeDispatched,
-    NodeQueued,
-    NodeStarted,
-    LeaseRenewed,
-    NodeCompleted,
-    NodeFailed,
-    NodeRetryScheduled,
-    StepRequeued,
-    NodeSkipped,
-    NodeCancelled,
-    RunFailing,
-    RunCancelling,
-    RunCompensating,
-    RunCompleted,
-    RunFailed,
-    RunCancelled,
-    RunCompensated,
+RunEvent = (
+    RunCreated
+    | StepsAllowed
+    | RunFailing
+    | RunCancelling
+    | RunCompensating
+    | RunCompleted
+    | RunFailed
+    | RunCancelled
+    | RunCompensated
 )
+NodeRunEvent = (
+    NodeScheduled
+    | NodeDispatched
+    | NodeQueued
+    | NodeStarted
+    | LeaseRenewed
+    | NodeCompleted
+    | NodeFailed
+    | NodeRetryScheduled
+    | StepRequeued
+    | NodeSkipped
+    | NodeCancelled
+)
+RuntimeEvent = RunEvent | NodeRunEvent
+COMMANDS: tuple[type[Command], ...] = get_args(RuntimeCommand)
+EVENTS: tuple[type[Event], ...] = get_args(RuntimeEvent)
 TERMINAL_EVENTS: tuple[type[Event], ...] = (RunCompleted, RunFailed, RunCancelled, RunCompensated)

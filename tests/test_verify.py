@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 
-from infra.history.rebuild.folding import EVOLVE
+from infra.domains import EVOLVE
 from infra.history.verify import INVARIANTS, Report, verify
 from infra.history.verify.history import lease_tokens, repeated_messages, sequence, terminal_transitions
 from infra.local.embedded import EmbeddedStack
@@ -480,7 +480,7 @@ SCHEDULED = wire.NodeScheduled(node_run_id=NODE, node_id="n", path="n", node_typ
 REQUEUED = wire.StepRequeued(node_run_id=NODE, lease_token=2, requeues=1)
 
 
-def history(*events: Event, causes: tuple[str, ...] = ()) -> list[Recorded]:
+def history(*events: Event, causes: tuple[str, ...] = ()) -> list[Recorded[Event]]:
     causes = causes or tuple(f"cause {number}" for number in range(len(events)))
     return [
         Recorded(event, RUN, seq, 1.0, "t1", 0, causation_id=cause)

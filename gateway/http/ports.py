@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from infra.db import TableSpec
+from infra.db import Small, TableSpec, Uuid
 from projections.access import ApiKey
 from schemas.decider import Recorded
 from schemas.envelope import Headers
+from schemas.messages import Event
 
 
 class CommandBus(Protocol):
@@ -90,14 +91,14 @@ class Candidate:
 class AuditRecord:
     """One request, as kept for the tenant's audits. `tenant_id` is empty if the caller had none."""
 
-    id: str
+    id: Uuid
     tenant_id: str
     api_key_id: str | None
     user_id: str | None
     method: str
     path: str
     route: str
-    status_code: int
+    status_code: Small
     duration_ms: float
     request_id: str
     created_at: float
@@ -115,7 +116,7 @@ class Reads(Protocol):
     async def page(self, tenant_id: str, page: Page) -> Found:
         """Up to `page.limit` rows."""
 
-    def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         """The events of an aggregate in order, up to a seq."""
 
     async def outcome(self, tenant_id: str, command_id: str) -> Outcome | None: ...

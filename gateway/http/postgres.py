@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,29 +12,33 @@ from asyncpg.pool import PoolConnectionProxy
 
 from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
-from infra.db import Part, TableSpec, session
+from infra.db import Part, TableSpec, metadata, session
 from projections.access import API_KEYS, ApiKey
 from schemas.decider import Recorded
+from schemas.messages import Event
 from schemas.registry import decode_event
 
 APPLICATIONS: Mapping[Part, str] = {"gateway": "ap_gateway", "lookup": "ap_lookup"}
 """How sessions of a gateway call themselves."""
 
-TENANT_OF_TABLES = ("definition", "definition_version", "run", "node_run", "api_key", "command_outcome", "tombstone")
-_ID_COLUMN = {"command_outcome": "command_id"}
 _CANDIDATE_COLUMNS = {
     "run": ("mode", "status"),
     "node_run": ("run_id", "status", "ready", "leased_by", "created_at", "seq"),
 }
 
 
-def looked_up() -> dict[str, tuple[str, ...] | None]:
-    """What is looked up across all tenants, by table: these columns and no others; None: all of them."""
+def looked_up(tables: Iterable[str]) -> dict[str, tuple[str, ...] | None]:
+    """What is looked up of these tables across all tenants: these columns and no others; None: all of them."""
     columns: dict[str, tuple[str, ...] | None] = {
-        table: (_ID_COLUMN.get(table, "id"), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ()))
-        for table in TENANT_OF_TABLES
+        table: (_id_column(table), "tenant_id", *_CANDIDATE_COLUMNS.get(table, ())) for table in tables
     }
     return columns | {"api_key": None, "lane": None}
+
+
+def _id_column(table: str) -> str:
+    """Raises KeyError for what is no table of the platform."""
+    (column,) = metadata.tables[table].primary_key.columns
+    return column.name
 
 
 _CANDIDATES_SQL = """
@@ -98,7 +102,7 @@ class Postgres:
                 scanned_to = _place(page, ends[0]) if len(ends) == 2 else None
         return Found([_row(page.spec, record) for record in records], scanned_to)
 
-    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         """A part at a time, each a transaction of its own: events never change, and who folds them takes its time."""
         last = 0
         while True:
@@ -129,9 +133,7 @@ class Postgres:
         return [Candidate(str(record[0]), str(record[1]), record[2]) for record in records]
 
     async def tenant_of(self, table: str, id: str) -> str | None:
-        if table not in TENANT_OF_TABLES:
-            raise ValueError(f"tenants of {table} are not looked up")
-        column = _ID_COLUMN.get(table, "id")
+        column = _id_column(table)
         async with self._all_tenants() as connection:
             tenant_id = await connection.fetchval(f"select tenant_id from {table} where {column} = $1", id)
         return None if tenant_id is None else str(tenant_id)

@@ -7,20 +7,19 @@ import asyncpg
 from infra.bench.platform import BenchFailed, Platform
 from infra.bench.workloads import NODES
 from infra.database.tables import metadata
+from infra.db import Instant
+from projections.runtime import TABLES
 
 COPIED_RUNS_MAX = 500
 AGE_SECONDS_MAX = 86_400
-TIMES = frozenset({"at", "created_at", "started_at", "ended_at", "due_at", "lease_until", "deadline_at"})
 OF_RUN = {
-    "run": "id",
-    "node_run": "run_id",
-    "run_mark": "run_id",
+    **{spec.name: spec.parent for spec in TABLES},
     "event": "aggregate_id",
     "command_outcome": "command_id",
     "inbox": "message_id",
 }
 """The tables that finished runs leave rows in, and the column that names the run. A run's id is its command's."""
-DRAWN = {"node_run": ("id",), "run_mark": ("id",)}
+DRAWN = {spec.name: ("id",) for spec in TABLES if spec.parent != "id"}
 ROWS_ANALYSED_MIN = 0.9
 
 
@@ -57,8 +56,12 @@ async def store(platform: Platform, node_runs: int) -> None:
 def _copying(table: str, span: int) -> str:
     """Copy the rows of the copied runs, oldest first as they would have come."""
     of_run, drawn = OF_RUN[table], DRAWN.get(table, ())
-    names = [column.name for column in metadata.tables[table].columns]
-    values = {name: f't."{name}" - copy.age' if name in TIMES else f't."{name}"' for name in names}
+    known = metadata.tables[table].columns
+    names = [column.name for column in known]
+    values = {
+        each.name: f't."{each.name}" - copy.age' if isinstance(each.type, Instant) else f't."{each.name}"'
+        for each in known
+    }
     values |= {of_run: "copy.new"} | dict.fromkeys(drawn, "gen_random_uuid()")
     if table == "event":
         values["position"] = f"t.position - copy.number * {span}"

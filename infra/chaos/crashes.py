@@ -21,10 +21,7 @@ from bus.postgres import PostgresStore
 from bus.producer import Producer
 from bus.store import Out, SendFailed, Unavailable, Unknown, Writes
 from bus.worker import DatabaseClock
-from handlers import catalog
 from handlers.ingress import IngressRules
-from handlers.runs.programs import Programs
-from handlers.runtime import Runtime
 from handlers.steps.executor import Sweeper
 from handlers.steps.leases import Leases
 from handlers.steps.port import StepCall
@@ -34,7 +31,7 @@ from infra.chaos.lane_reader import LaneReader
 from infra.chaos.load import Load
 from infra.chaos.places import InterruptedStore
 from infra.chaos.workload import TENANTS, WORKFLOWS, Job, job
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS, Installation, domains
 from infra.history.verify import verify
 from infra.local.supervisor import Say
 from infra.roles.prepare import create_topics, migrate
@@ -229,7 +226,7 @@ class Life:
         self._kernel = Kernel(
             CrashingStore(self._store, crashes),
             self._log,
-            [Runtime(Programs(), step_kinds=frozenset({"tool", "check"})).domain(), catalog.DOMAIN],
+            domains(Installation(step_kinds=frozenset({"tool", "check"}))),
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions

@@ -7,30 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import LargeBinary
+
 from bus.replay import TopicMissing, TopicReader
 from infra.chaos.workload import TENANTS, owner_mark
+from infra.database.tables import metadata
+from infra.db import Json
 from schemas.envelope import Malformed, decode_headers
 from schemas.topics import TOPICS
 
 Add = Callable[[str, str], None]
 
 ROWS = {
-    "run": "inputs, state, output, end_output, error",
-    "node_run": "input, output, error, result",
-    "event": "data",
-    "outbox": "headers, body",
-    "timer": "headers, body",
-    "command_outcome": "body",
-    "dead_letter": "headers, body",
+    name: [column.name for column in table.columns if isinstance(column.type, Json | LargeBinary)]
+    for name, table in metadata.tables.items()
+    if "tenant_id" in table.columns
 }
-"""Columns of bytes, by table, that may hold what a run carries."""
+"""Columns of bytes, by table: what a run carries may stand in any."""
 
 
 async def check_rows(database: Any, add: Add) -> int:
     """How many rows bear their own tenant's mark: a check of nothing would show."""
     bearing = 0
     for table, columns in ROWS.items():
-        content = " || ".join(f"coalesce({column}, '')" for column in columns.split(", "))
+        content = " || ".join(["''::bytea", *(f"coalesce({column}, '')" for column in columns)])
         for tenant in TENANTS:
             rows = f"SELECT count(*) FROM {table} WHERE tenant_id = $1 AND position($2 in {content}) > 0"
             bearing += await database.fetchval(rows, tenant, owner_mark(tenant).encode())

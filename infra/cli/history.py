@@ -38,8 +38,19 @@ def register(app: typer.Typer) -> None:
     app.add_typer(events, name="events")
 
 
+def _a_domain(name: str | None) -> str | None:
+    from infra.domains import DOMAINS
+
+    known = [domain.name for domain in DOMAINS]
+    if name is not None and name not in known:
+        raise typer.BadParameter(f"no domain is called {name}; there are {', '.join(known)}")
+    return name
+
+
 def rebuild(
-    only: Annotated[Literal["runtime", "catalog", "access"] | None, typer.Option(help="Only these tables")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="DOMAIN", callback=_a_domain, help="Only its tables: 'runtime', for one")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if something differs")] = False,
     target: Annotated[str, typer.Option(metavar="SCHEMA", help="Fill the tables of a new schema instead")] = "",
     data: Data = None,

@@ -15,27 +15,6 @@ from infra.database.tables import metadata
 from schemas import registry
 from schemas.messages import SCHEMA_VERSION, Message
 
-INDEXES = """
-CREATE INDEX event_unsent ON event (lane, position);
-CREATE INDEX timer_due ON timer (lane, due_at);
-CREATE INDEX outcome_age ON command_outcome (created_at);
-CREATE INDEX inbox_age ON inbox (at);
-CREATE INDEX dead_letter_newest ON dead_letter (at);
-CREATE INDEX definition_newest ON definition (tenant_id, kind, created_at, id);
-CREATE INDEX definition_version_newest ON definition_version (tenant_id, kind, created_at, id);
-CREATE INDEX definition_version_of ON definition_version (definition_id);
-CREATE INDEX run_newest ON run (tenant_id, created_at, id);
-CREATE INDEX run_of_workflow ON run (tenant_id, workflow_id, created_at, id);
-CREATE INDEX run_of_session ON run (tenant_id, session_id, created_at, id) WHERE session_id IS NOT NULL;
-CREATE INDEX run_ended ON run (kind, ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX node_run_of ON node_run (run_id);
-CREATE INDEX node_run_ready ON node_run (kind, tenant_id, created_at) WHERE listed = 1;
-CREATE INDEX node_run_leased ON node_run (lane) WHERE listed = 2;
-CREATE INDEX run_mark_of ON run_mark (run_id);
-CREATE INDEX api_key_newest ON api_key (tenant_id, created_at, id);
-CREATE INDEX audit_age ON gateway_request_audit (created_at)
-"""
-
 REMOVED = """
 CREATE FUNCTION ap_not_removed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN  -- By now an insert has waited for whoever was removing the row, and this sees what that has committed.
@@ -62,15 +41,6 @@ BEGIN
 END $$
 """
 
-HOT = {
-    "run": "fillfactor = 70",
-    "node_run": "fillfactor = 50",
-    "run_mark": "fillfactor = 70",
-    "lane": "fillfactor = 30, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000",
-    "outbox": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000",
-    "timer": "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000",
-}
-
 FINGERPRINT_DIGITS = 12
 
 
@@ -82,9 +52,9 @@ def statements(tables: sa.MetaData = metadata) -> list[str]:
         made.append(str(CreateTable(table).compile(dialect=dialect)))
         indexes = sorted(table.indexes, key=lambda index: str(index.name))
         made += [str(CreateIndex(index).compile(dialect=dialect)) for index in indexes]
-    made += INDEXES.split(";")
+        if table.info.get("storage"):
+            made.append(f"ALTER TABLE {table.name} SET ({table.info['storage']})")
     made += [FENCE, REMOVED, NOT_REMOVED]
-    made += [f"ALTER TABLE {table} SET ({options})" for table, options in HOT.items()]
     return [statement.strip() for statement in made]
 
 

@@ -7,9 +7,10 @@ import sqlalchemy as sa
 from gateway import audit_table
 from gateway.http.postgres import looked_up
 from infra.database.policies import Access
-from infra.db import TableSpec, metadata
+from infra.db import metadata
+from infra.domains import PROJECTIONS
 from outbox import tables as kernel
-from projections import access, catalog, runtime
+from outbox.tombstones import TOMBSTONES
 
 SCHEMA = sa.Table(
     "schema_made",
@@ -19,9 +20,6 @@ SCHEMA = sa.Table(
 )
 """One row: which schema this database has, and which version of the program made it."""
 
-PROJECTIONS: tuple[TableSpec, ...] = (*catalog.TABLES, *runtime.TABLES, *access.TABLES)
-"""Folded from events; a rebuild compares them."""
-
 OPERATIONAL = (
     kernel.LANE,
     kernel.OUTBOX,
@@ -29,30 +27,27 @@ OPERATIONAL = (
     kernel.TIMER,
     kernel.OUTCOME,
     kernel.DEAD_LETTER,
-    kernel.TOMBSTONE,
-    audit_table.AUDIT_TABLE,
+    TOMBSTONES.table,
+    audit_table.AUDITS.table,
     SCHEMA,
 )
 """Neither folded nor the log: how the system works right now."""
 
+_FOLDED = tuple(spec.name for spec in PROJECTIONS)
+
 ACCESS = Access(
     tables=metadata.sorted_tables,
     readable=(
-        "definition",
-        "definition_version",
-        "run",
-        "node_run",
-        "run_mark",
-        "event",
-        "api_key",
-        "command_outcome",
-        "dead_letter",
-        "gateway_request_audit",
-        "tombstone",
-        "lane",
+        *_FOLDED,
+        kernel.EVENT.name,
+        kernel.OUTCOME.name,
+        kernel.DEAD_LETTER.name,
+        audit_table.AUDITS.name,
+        TOMBSTONES.name,
+        kernel.LANE.name,
     ),
-    insertable=("gateway_request_audit",),
-    looked_up=looked_up(),
+    insertable=(audit_table.AUDITS.name,),
+    looked_up=looked_up((*_FOLDED, kernel.OUTCOME.name, TOMBSTONES.name)),
 )
 
-__all__ = ["ACCESS", "OPERATIONAL", "PROJECTIONS", "SCHEMA", "metadata"]
+__all__ = ["ACCESS", "OPERATIONAL", "SCHEMA", "metadata"]

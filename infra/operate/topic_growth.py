@@ -27,8 +27,8 @@ from bus.replay import Extent, TopicReader
 from bus.store import Out
 from gateway.http.postgres import APPLICATIONS
 from infra import topics
-from infra.database.tables import PROJECTIONS
 from infra.db import session
+from infra.domains import PROJECTIONS
 from infra.operate import presence
 from infra.settings import Settings
 from projections.runtime import LEASED, UNLISTED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.audit_table import AUDIT_TABLE
+from gateway.audit_table import AUDITS
 from infra.settings import Settings
 from outbox.ended import Ended
 from outbox.retention import DAY_SECONDS, INBOX, OUTCOMES, Aged
@@ -11,7 +11,7 @@ from projections.runtime import MARKS, NODE_RUNS, RUNS
 
 
 def aged(settings: Settings) -> tuple[Aged, ...]:
-    audit, letter = str(AUDIT_TABLE.name), str(DEAD_LETTER.name)
+    audit, letter = AUDITS.name, str(DEAD_LETTER.name)
     dead_days, handled_days = settings.retention_dead_letters_days, settings.retention_handled_dead_letters_days
     return (
         INBOX,

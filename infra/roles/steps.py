@@ -25,7 +25,7 @@ from handlers.steps.kinds import other_kind, step_kinds
 from handlers.steps.leases import Leases
 from handlers.steps.pool import Result, StepPool
 from handlers.steps.port import Performer
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS
 from infra.roles.extras import Extras
 from infra.settings import Settings
 from infra.telemetry.role import RoleTelemetry, telemetry

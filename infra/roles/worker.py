@@ -14,14 +14,12 @@ from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
 from bus.worker import Worker
-from handlers import access, catalog
 from handlers.ingress import IngressRules
-from handlers.runtime import Runtime
 from handlers.steps.executor import Executor, Heartbeats, Sweeper
 from handlers.steps.lane_steps import LaneSteps, claimable, hint
 from handlers.steps.leases import Leases
 from handlers.steps.pool import StepPool
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS, Installation, domains
 from infra.roles import retention
 from infra.roles.extras import Extras
 from infra.roles.prepare import prepared
@@ -67,12 +65,11 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
         steps = LaneSteps(parts.pool, parts.leases, parts.programs, parts.producer)
         parts.deliver = steps.deliver
         preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        kinds = frozenset(parts.pool.kinds)
-        runtime = Runtime(parts.programs, step_kinds=kinds, check_tokens=extras.defences.lease_token)
+        installed = Installation(parts.programs, frozenset(parts.pool.kinds), extras.defences.lease_token)
         kernel = Kernel(
             extras.store(parts.store),
             extras.log(parts.producer),
-            [runtime.domain(), catalog.DOMAIN, access.DOMAIN],
+            domains(installed),
             PROJECTIONS,
             partitions=Partitions(
                 settings.commands_partitions,

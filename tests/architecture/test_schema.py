@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from infra.database import migrate as database
-from infra.database.tables import ACCESS, OPERATIONAL, PROJECTIONS, metadata
+from infra.database.tables import ACCESS, OPERATIONAL, metadata
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import load_settings
 
@@ -34,14 +35,23 @@ async def test_migrations_make_exactly_the_tables_of_the_code(migrated: AsyncCon
     assert await migrated.run_sync(differences, metadata) == []
 
 
-async def test_a_column_that_no_migration_makes_is_noticed(migrated: AsyncConnection) -> None:
+async def test_a_column_or_index_that_no_migration_makes_is_noticed(migrated: AsyncConnection) -> None:
     changed = sa.MetaData()
     for table in metadata.tables.values():
         table.to_metadata(changed)
     changed.tables["run"].append_column(sa.Column("forgotten", sa.Text))
     changed.tables["lane"].c.owner.type = sa.Integer()
+    sa.Index("forgotten_too", changed.tables["run"].c.status)
     found = await migrated.run_sync(differences, changed)
-    assert len(found) == 2, found
+    assert len(found) == 3, found
+
+
+async def test_tables_are_stored_as_they_are_declared_to_be(migrated: AsyncConnection) -> None:
+    rows = await migrated.execute(sa.text("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL"))
+    declared = {name: table.info["storage"] for name, table in metadata.tables.items() if table.info.get("storage")}
+    found = {name: ", ".join(options).replace("=", " = ") for name, options in rows}
+    assert {name: found.get(name) for name in declared} == declared
+    assert "fillfactor = 50" in declared["node_run"]
 
 
 async def test_every_tenant_table_has_row_level_security_forced(migrated: AsyncConnection) -> None:
@@ -66,7 +76,6 @@ def test_every_table_is_declared_to_be_of_one_kind() -> None:
 
 
 def differences(connection: sa.Connection, wanted: sa.MetaData) -> list[Any]:
-    """Tables, columns and types that differ. Indexes are the migrations' own."""
+    """Tables, columns, types and indexes that differ."""
     context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-    found = compare_metadata(context, wanted)
-    return [each for each in found if not (isinstance(each, tuple) and "index" in each[0])]
+    return list(compare_metadata(context, wanted))

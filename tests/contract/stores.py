@@ -15,8 +15,8 @@ import asyncpg
 from bus.postgres import PostgresStore, connect
 from bus.store import Advance, Claimed, DeadLetter, Logged, Out, Store, Timer, Writes
 from infra.database.migrate import migrate
-from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.settings import Settings
 from outbox.tombstones import TOMBSTONES, Tombstone

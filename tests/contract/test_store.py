@@ -10,8 +10,8 @@ import pytest
 
 from bus.statements import PATIENCE_BATCHES
 from bus.store import Fenced, Outcome, Poison, Store, Unavailable, Unit, Unknown, Writes
-from infra.database.tables import PROJECTIONS
 from infra.db import TableSpec
+from infra.domains import PROJECTIONS
 from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import API_KEYS
 from projections.runtime import MARKS, NODE_RUNS, RUNS

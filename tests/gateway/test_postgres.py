@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product, takewhile
 from typing import Any
 
@@ -22,6 +22,7 @@ from gateway.runtime import NODE_RUN_LIST
 from gateway.time_travel import of_page
 from infra.database import migrate as database
 from infra.db import TableSpec, database_of, role_of, session
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from outbox.tables import OUTCOME
 from projections.access import API_KEYS, ApiKey
@@ -35,10 +36,20 @@ def fresh() -> str:
     return str(uuid.uuid4())
 
 
+EMPTY: dict[str, Any] = {"text": "", "uuid": "", "bool": False, "float8": 0.0, "bytea": {}}
+BLANKS = {spec.row: spec for spec in (*PROJECTIONS, AUDITS)}
+
+
 def blank(row: type[Any], /, **given: Any) -> Any:
     """A row with an empty value in every field that is not given."""
-    empty = {"str": "", "int": 0, "float": 0.0, "bool": False, "JsonObject": {}, "list[str]": []}
-    values = {each.name: given.get(each.name, empty.get(str(each.type))) for each in fields(row)}
+    values = {
+        column.name: given[column.name]
+        if column.name in given
+        else None
+        if BLANKS[row].table.columns[column.name].nullable and column.pg_type != "float8"
+        else EMPTY.get(column.pg_type, 0)
+        for column in BLANKS[row].columns
+    }
     return row(**values)
 
 
@@ -388,10 +399,11 @@ async def test_what_no_index_finds_is_looked_for_in_parts_that_neither_repeat_no
 async def test_lists_of_runs_use_their_index(db: Database) -> None:
     """The plan, not the time: newest rows of one tenant without a sort, whatever else the table holds."""
     await db.admin.execute(
-        """insert into run (id, tenant_id, seq, kind, status, mode, workflow_id, workflow_version_id, allowance, active,
-             pending, compensation_failed, compensates, compensations, correlation_id, traceparent, actor, created_at)
+        """insert into run (id, tenant_id, seq, kind, status, mode, workflow_id, workflow_version_id, inputs, state,
+             allowance, active, pending, compensation_failed, compensates, compensations, correlation_id, traceparent,
+             actor, created_at)
            select gen_random_uuid(), 't' || i % 50, 1, 'graph', 'completed', 'auto', gen_random_uuid(),
-             gen_random_uuid(), 0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
+             gen_random_uuid(), '{}', '{}', 0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
     )
     await db.admin.execute("analyze run")
     newest = Page(RUNS, ("created_at", "id"), 51)

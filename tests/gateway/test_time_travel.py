@@ -15,6 +15,7 @@ from gateway.http.postgres import Postgres
 from infra.database import migrate as database
 from infra.local.embedded import EmbeddedStack
 from schemas.decider import Recorded
+from schemas.messages import Event
 from schemas.runtime import RunCreated
 from tests.gateway.test_runtime import CHAIN, started, workflow
 from tests.gateway.test_workflows import RANDOM
@@ -161,7 +162,7 @@ async def log(services: EmbeddedStack) -> AsyncIterator[Postgres]:
         await admin.close()
 
 
-async def read(log: Postgres, tenant_id: str, seq_max: int | None) -> list[Recorded]:
+async def read(log: Postgres, tenant_id: str, seq_max: int | None) -> list[Recorded[Event]]:
     return [each async for each in log.history(tenant_id, RANDOM, seq_max)]
 
 

@@ -20,12 +20,11 @@ from gateway.http.in_flight import InFlight
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
 from gateway.http.state import Gateway
 from gateway.time_travel import of_page
-from handlers import access, catalog
-from handlers.runs.programs import Programs
-from handlers.runtime import Runtime
 from handlers.steps.check import problems_of
 from infra.db import TableSpec
+from infra.domains import DOMAINS, PROJECTIONS
 from infra.settings import Settings
+from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import ApiKey
 from projections.catalog import Version
 from projections.runtime import NodeRun, Run
@@ -35,15 +34,8 @@ from schemas.messages import Command, Event, Rejected
 from schemas.registry import decode_command
 from schemas.runtime import StartSingle
 
-DOMAINS: tuple[Domain, ...] = (catalog.DOMAIN, access.DOMAIN, Runtime(Programs()).domain())
-TABLES = {
-    "definition": "Definition",
-    "definition_version": "Version",
-    "run": "Run",
-    "node_run": "NodeRun",
-    "api_key": "ApiKey",
-    "tombstone": "Tombstone",
-}
+ROWS = {**{spec.name: spec.row for spec in PROJECTIONS}, TOMBSTONES.name: Tombstone}
+SPECS = {spec.row: spec for spec in PROJECTIONS}
 
 
 @dataclass
@@ -66,13 +58,9 @@ class Tables:
         pass
 
     def live(self, kind: type[Any]) -> list[Any]:
-        return [
-            row
-            for (each, _), row in self.rows.items()
-            if each is kind
-            and row.run_id == self.aggregate_id
-            and getattr(row, "status", "queued") in ("queued", "running", "pending")
-        ]
+        spec = SPECS[kind]
+        rows = [row for (each, _), row in self.rows.items() if each is kind]
+        return [row for row in rows if getattr(row, spec.parent) == self.aggregate_id and spec.live(row)]
 
 
 class World:
@@ -80,7 +68,7 @@ class World:
 
     def __init__(self) -> None:
         self.tables = Tables()
-        self.events: list[Recorded] = []
+        self.events: list[Recorded[Event]] = []
         self.outcomes: dict[str, tuple[str, str, Outcome]] = {}
         self.audits: list[AuditRecord] = []
         self.sent: list[tuple[Envelope, Command, int]] = []
@@ -211,7 +199,7 @@ class World:
 
         return of_page((row for row in rows if row.tenant_id == tenant_id), page)
 
-    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded]:
+    async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
         self._answering()
         for recorded in self.events:
             ours = recorded.aggregate_id == aggregate_id and recorded.tenant_id == tenant_id
@@ -247,7 +235,7 @@ class World:
             (
                 str(row.tenant_id)
                 for (kind, each), row in self.tables.rows.items()
-                if each == id and kind.__name__ == TABLES[table]
+                if each == id and kind is ROWS[table]
             ),
             None,
         )

@@ -18,7 +18,7 @@ from bus.kernel import Kernel
 from bus.limits import Defences, Limits
 from bus.preparations import Background
 from bus.store import Incoming, Out
-from infra.db import TableSpec, table_spec, uuid_column
+from infra.db import Uuid, table
 from schemas.decider import Answer, Awaited, Decision, Deferred, Domain, Meta, Recorded, Reply, Rows, Settled
 from schemas.envelope import AnswerTo, Envelope, decode_headers
 from schemas.messages import Command, Event, Id, JsonObject, Rejected, derive
@@ -39,24 +39,13 @@ def named(name: str) -> str:
 class Toy:
     """`taken`: answers that came, by wait; `started`: commands whose outcome comes later."""
 
-    id: str
+    id: Uuid
     tenant_id: str
     seq: int
     count: int
 
 
-TOYS: TableSpec = table_spec(
-    sa.Table(
-        "toy",
-        sa.MetaData(),
-        uuid_column("id", primary_key=True),
-        sa.Column("tenant_id", sa.Text, nullable=False),
-        sa.Column("seq", sa.Integer, nullable=False),
-        sa.Column("count", sa.Integer, nullable=False),
-    ),
-    Toy,
-    mutable=("seq", "count"),
-)
+TOYS = table(Toy, "toy", within=sa.MetaData())
 
 
 class Make(Command):
@@ -97,7 +86,7 @@ def make(command: Make, rows: Rows, meta: Meta) -> Iterator[Decision]:
         yield Counted(other=command.other)
 
 
-def evolve(rows: Rows, recorded: Recorded) -> Iterable[Any]:
+def evolve(rows: Rows, recorded: Recorded[Event]) -> Iterable[Any]:
     before = rows.get(Toy, recorded.aggregate_id)
     return [Toy(recorded.aggregate_id, recorded.tenant_id, recorded.seq, (before.count if before else 0) + 1)]
 
@@ -126,6 +115,7 @@ class Toys:
             decide={Make: make, Do: self.do},
             evolve=evolve,
             events=(Counted,),
+            tables=(TOYS,),
             answer=lambda command, rows, meta: {"count": cast(Toy, rows.get(Toy, meta.aggregate_id)).count},
             react={Counted: (count_too,)},
             answered=answered,

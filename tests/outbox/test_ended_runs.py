@@ -15,7 +15,7 @@ import pytest
 
 from bus.limits import Defences
 from bus.postgres import connect
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS
 from infra.history.rebuild import rebuild
 from infra.history.rebuild.comparison import Comparer
 from infra.history.rebuild.folding import Folder

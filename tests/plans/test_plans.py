@@ -15,14 +15,15 @@ from bus.postgres import SESSION
 from bus.statements import Statements
 from bus.store import Advance, Logged, Writes
 from handlers.steps import leases
-from infra.database.tables import PROJECTIONS
 from infra.db import changed, role_of, session
+from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from infra.roles import retention
 from infra.roles.prepare import migrate
 from infra.settings import load_settings
 from outbox.ended import _bury
 from outbox.tombstones import TOMBSTONES
+from projections.fold import FoldRows
 from projections.runtime import NODE_RUNS, RUNS, Run
 from projections.runtime_fold import _BLANK, evolve
 from schemas.decider import Recorded
@@ -48,7 +49,8 @@ def one_run() -> tuple[Run, Any, Logged]:
     run_id = str(uuid.uuid4())
     event = RunCreated(workflow_id=run_id, workflow_version_id=run_id)
     recorded = Recorded(event, run_id, 1, 1_000.0, "t1", 0)
-    (run,) = evolve(None, recorded)
+    (run,) = evolve(FoldRows(), recorded)
+    assert isinstance(run, Run)
     names = {"id": str(uuid.uuid4()), "run_id": run_id, "tenant_id": "t1", "node_id": "a", "path": "a"}
     node = changed(_BLANK, **names, iteration="1", node_type="code", kind="code")
     return run, node, Logged(1, recorded, event.encode())

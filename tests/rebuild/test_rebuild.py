@@ -15,7 +15,7 @@ import pytest
 
 from bus.replay import TopicReader
 from handlers.steps.port import StepCall, StepResult
-from infra.database.tables import PROJECTIONS
+from infra.domains import PROJECTIONS
 from infra.history.rebuild import RebuildReport, TargetRefused, rebuild
 from infra.history.rebuild.comparison import Comparer
 from infra.history.rebuild.log import END, LogReader

@@ -12,14 +12,15 @@ import orjson
 from bus.batch import event_record
 from bus.store import Out
 from infra.db import TableSpec
-from projections import catalog as catalog_rows
-from projections import runtime_fold
+from infra.domains import EVOLVE
+from projections.fold import FoldRows
 from projections.runtime import UNLISTED
 from schemas import catalog as catalog_wire
 from schemas import registry
 from schemas import runtime as wire
 from schemas.decider import Recorded
 from schemas.envelope import decode_headers
+from schemas.messages import Event
 from schemas.topics import COMMANDS, EVENTS, REPLIES
 from tests.simulation.interpreter import Effects, Failure, Path, Success, check
 from tests.simulation.observed import observe
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 REQUEUES_MAX = 5
-Histories = dict[str, list[Recorded]]
+Histories = dict[str, list[Recorded[Event]]]
 
 
 def violations(world: World) -> list[str]:
@@ -59,7 +60,7 @@ def _listed(world: World, histories: Histories) -> Iterator[str]:
             yield f"node run {row.path} is {row.status} and listed"
 
 
-def _poisoned_end(history: list[Recorded]) -> list[str]:
+def _poisoned_end(history: list[Recorded[Event]]) -> list[str]:
     """A run one of whose messages is a dead letter does not wait for it for ever."""
     match history[-1].event if history else None:
         case wire.RunFailed(error=error) if error.code in ("internal_error", "lease_lost"):
@@ -241,24 +242,12 @@ def _tokens(world: World, histories: Histories) -> Iterator[str]:
                         yield f"{run_id}/{each.seq}: {event.worker} answered, token {latest} was the latest"
 
 
-class _Memory:
-    """Rows for a fold."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[type[Any], str], Any] = {}
-
-    def get(self, kind: type[Any], id: str) -> Any:
-        return self.rows.get((kind, id))
-
-
 def _folds(world: World, histories: Histories) -> Iterator[str]:
     """I9: the tables are what a fresh fold of the event log gives."""
-    memory = _Memory()
+    memory = FoldRows()
     for history in histories.values():
         for each in history:
-            evolve = runtime_fold.evolve if each.event.type.startswith("runtime.") else catalog_rows.evolve
-            for row in evolve(memory, each):
-                memory.rows[type(row), row.id] = row
+            memory.apply(EVOLVE[each.event.type], each)
     for spec in world.specs:
         folded = {id: row for (kind, id), row in memory.rows.items() if kind is spec.row}
         stored = world.database.tables[spec.name]
@@ -278,7 +267,7 @@ def _difference(spec: TableSpec, folded: Any, stored: Any) -> str:
     )
 
 
-def _with_losses(effects: Effects, history: list[Recorded]) -> Effects:
+def _with_losses(effects: Effects, history: list[Recorded[Event]]) -> Effects:
     """The effects, but where time ran out, or the fifth executor was lost, that is what happened."""
     lost: dict[tuple[Path, str, int], Failure] = {}
     places: dict[str, tuple[str, str]] = {}

@@ -76,7 +76,7 @@ class Observer:
                 self.seen.append(RunEnded("compensated", None, None, event.error.code))
 
 
-def observe(history: Sequence[Recorded]) -> list[Observation]:
+def observe(history: Sequence[Recorded[Event]]) -> list[Observation]:
     observer = Observer()
     for recorded in history:
         observer.take(recorded.event)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from bus.kernel import Kernel
 from bus.lanes import Lane
 from bus.store import Incoming, Out, SendFailed, Unavailable, Unknown
-from handlers import catalog
 from handlers.ingress import IngressRules
-from handlers.runtime import Runtime
 from handlers.steps.check import problems_of
+from infra.domains import Installation, domains
 from projections.catalog import Version
 from projections.runtime import LEASED, UNLISTED, NodeRun
 from schemas import runtime as wire
@@ -177,11 +176,11 @@ class Worker(Process):
         self.woken = asyncio.Event()
         self.handed: deque[Incoming] = deque()
         self.executing = 0
-        runtime = Runtime(world.programs, check_tokens=world.defences.lease_token, share=world.share)
+        installed = Installation(world.programs, check_tokens=world.defences.lease_token, share=world.share)
         self.kernel = Kernel(
             MemoryStore(world.database, self.point),
             self.producer,
-            [runtime.domain(), catalog.DOMAIN],
+            domains(installed),
             world.specs,
             partitions=world.partitions,
             clock=Clock(world, world.chance.uniform(-0.05, 0.05)),

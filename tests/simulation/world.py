@@ -17,8 +17,7 @@ from bus.lanes import INGRESS_BASE
 from bus.limits import Defences, Limits
 from bus.store import Out, Writes
 from handlers.runs.programs import Programs
-from projections import catalog as catalog_rows
-from projections import runtime as runtime_rows
+from infra.domains import PROJECTIONS
 from projections.runtime import LEASED, READY, UNLISTED, NodeRun
 from schemas import runtime as wire
 from schemas.envelope import Envelope
@@ -59,7 +58,7 @@ class World:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self.faults = Faults(self.chance, self.rates or Rates().drawn(self.chance))
-        self.specs = [*runtime_rows.TABLES, *catalog_rows.TABLES]
+        self.specs = PROJECTIONS
         self.partitions = Partitions(LANES, self.chance.choice((3, LANES)), 1)
         self.lanes = [*range(LANES), *range(INGRESS_BASE, INGRESS_BASE + INGRESS_LANES)]
         self.limits = Limits(

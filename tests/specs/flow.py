@@ -17,7 +17,7 @@ import pytest
 from handlers.runs.programs import Programs
 from handlers.runtime import Runtime
 from projections.catalog import Definition, Version
-from projections.runtime import NodeRun, Run
+from projections.runtime import TABLES, NodeRun, Run
 from schemas import runtime as wire
 from schemas.decider import After, Decision, Domain, Meta, Recorded
 from schemas.messages import Command, Event, JsonObject, Rejected, derive
@@ -48,7 +48,8 @@ class Tables:
         return None
 
     def live(self, kind: type[Any]) -> list[Any]:
-        return [row for (each, _), row in self.rows.items() if each is kind and row.status not in wire.NODE_ENDED]
+        (spec,) = [spec for spec in TABLES if spec.row is kind]
+        return [row for (each, _), row in self.rows.items() if each is kind and spec.live(row)]
 
     def fact(self, kind: type[Any], id: str) -> Any:
         return self._own(self.facts.get((kind, id)))

@@ -14,8 +14,7 @@ from bus.store import Incoming, Out
 from schemas import catalog, runtime
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, REPLIES, partition_of
-from tests.simulation.generator import generate
-from tests.specs.test_twice import LANES, TENANT, Platform
+from tests.domains.platform import LANES, TENANT, Platform
 
 WORKFLOW = catalog.definition_id(TENANT, "workflow", "w")
 ID = str(uuid.UUID(int=21, version=4))
@@ -32,8 +31,8 @@ def asked(name: str, reply_partition: int) -> Out:
 
 
 async def test_two_requests_under_one_id_in_one_batch_are_told_apart() -> None:
-    platform = Platform(generate(0))
-    await platform.kernel.claim(range(LANES))
+    platform = Platform()
+    await platform.claim()
     outs = [asked("one", 0), asked("two", 1), asked("one", 2)]
     await platform.kernel.handle(
         [

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-from infra.db import TableSpec
-from projections import access, catalog, runtime, runtime_fold
+from infra.domains import EVOLVE
 from projections.fold import FoldRows
 from schemas import registry
-from schemas.decider import Evolve, Recorded
-
-Only = Literal["runtime", "catalog", "access"]
-ONLY: tuple[Only, ...] = get_args(Only)
-TABLES: Mapping[Only, Sequence[TableSpec]] = {
-    "runtime": runtime.TABLES,
-    "catalog": catalog.TABLES,
-    "access": access.TABLES,
-}
-_FOLDS: Mapping[Only, Evolve] = {"runtime": runtime_fold.evolve, "catalog": catalog.evolve, "access": access.evolve}
-EVOLVE: Mapping[str, Evolve] = {
-    name: fold for name in registry.EVENTS for domain, fold in _FOLDS.items() if name.startswith(f"{domain}.")
-}
-"""By the event's type: its first part is the domain."""
+from schemas.decider import Recorded
 
 
 @dataclass(frozen=True, slots=True)

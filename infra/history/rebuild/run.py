@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import asyncpg
 
 from infra.db import TableSpec, session
+from infra.domains import DOMAINS
 from infra.history.rebuild.comparison import Comparer, compare, missing
-from infra.history.rebuild.folding import ONLY, TABLES, Folder, Only
+from infra.history.rebuild.folding import Folder
 from infra.history.rebuild.log import EVENTS_PER_CHUNK, SESSION, Chunk, LogReader
 from infra.history.rebuild.repair import repair
 from infra.history.rebuild.report import Difference, Progress, RebuildReport
@@ -25,7 +26,7 @@ OnProgress = Callable[[Progress], None]
 async def rebuild(
     database_url: str,
     *,
-    only: Only | None = None,
+    only: str | None = None,
     check: bool = False,
     target: str = "",
     lease_seconds: float = 8.0,
@@ -34,11 +35,11 @@ async def rebuild(
 ) -> RebuildReport:
     """Fold the event log and make the projection tables agree with it. `database_url`: postgresql://…
 
-    Work may go on meanwhile. `check`: change nothing. `target`: leave the tables alone and fill those of this new
-    schema instead (raises TargetRefused). Needs one chunk of the log and the rows of the largest aggregate in memory,
-    and about 200 bytes for each aggregate that differs. Executes and publishes nothing.
+    Work may go on meanwhile. `only`: the name of a domain. `check`: change nothing. `target`: leave the tables alone
+    and fill those of this new schema instead (raises TargetRefused). Needs one chunk of the log and the rows of the
+    largest aggregate in memory, and about 200 bytes for each aggregate that differs. Executes and publishes nothing.
     """
-    specs = [spec for name in (ONLY if only is None else (only,)) for spec in TABLES[name]]
+    specs = [spec for domain in DOMAINS if only in (None, domain.name) for spec in domain.tables]
     types = "%" if only is None else f"{only}.%"
     report = RebuildReport()
     settings = session(database_url, settings=SESSION)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.database.tables import PROJECTIONS
+from infra.domains import EVOLVE, PROJECTIONS
 from infra.history.rebuild import comparison
 from infra.history.rebuild.comparison import Comparer
-from infra.history.rebuild.folding import EVOLVE
 from infra.history.verify.history import History
 from infra.history.verify.system import System
 from projections.fold import FoldRows

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from schemas import runtime as wire
 from schemas.decider import Recorded
-from schemas.messages import derive
+from schemas.messages import Event, derive
 
-History = Sequence[Recorded]
+History = Sequence[Recorded[Event]]
 NODE_ENDS = (wire.NodeCompleted, wire.NodeFailed, wire.NodeSkipped, wire.NodeCancelled)
 
 
@@ -78,14 +78,14 @@ def lease_tokens(history: History) -> Iterator[str]:
                 yield from _stale_answer(each, event.node_run_id, latest.get(event.node_run_id, 0))
 
 
-def _stale_answer(each: Recorded, node_run_id: str, latest: int) -> Iterator[str]:
+def _stale_answer(each: Recorded[Event], node_run_id: str, latest: int) -> Iterator[str]:
     """The id of an answer is derived from its token: it says whose answer was taken."""
     for token in range(1, latest):
         if each.causation_id == derive(node_run_id, f"result:{token}"):
             yield f"{_place(each)}: the answer of lease token {token} was taken, the latest was {latest}"
 
 
-def _place(each: Recorded) -> str:
+def _place(each: Recorded[Event]) -> str:
     return f"node_run {getattr(each.event, 'node_run_id', '')} at seq {each.seq} of run {each.aggregate_id}"
 
 

@@ -18,7 +18,7 @@ from infra.history.verify.history import (
 from infra.history.verify.system import KEPT_SECONDS, System, chunks, known, removed
 from schemas import registry, runtime
 from schemas.decider import Recorded
-from schemas.messages import UUID_PATTERN
+from schemas.messages import UUID_PATTERN, Event
 
 EVENTS_PER_COMPARISON = 2_000
 Causes = dict[str, tuple[int, float]]
@@ -41,12 +41,12 @@ _HALF_REMOVED = """SELECT t.id FROM tombstone t WHERE EXISTS (SELECT FROM event 
 _SAME_PLACE = """SELECT e.aggregate_id, e.seq, e.lane, e.position FROM event e JOIN outbox o
 ON o.lane = e.lane AND o.position = e.position"""
 
-MAKES_ITS_AGGREGATE = ("runtime.create_run", "catalog.create_definition", "access.create_api_key")
+MAKES_ITS_AGGREGATE = tuple(name for name, command in registry.COMMANDS.items() if command.creates)
 
 
 async def histories(system: System) -> AsyncIterator[History]:
     """Every aggregate's events, whole; only one history is in memory at a time."""
-    history: list[Recorded] = []
+    history: list[Recorded[Event]] = []
     async for row in system.stream(_LOG):
         aggregate_id = str(row["aggregate_id"])
         if history and history[0].aggregate_id != aggregate_id:

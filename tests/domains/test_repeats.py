@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from bus.batch import Partitions
-from bus.kernel import Kernel
 from bus.limits import Defences
-from bus.store import Incoming, Out
-from handlers import access, catalog
-from handlers.runs.programs import Programs
-from handlers.runtime import Runtime
-from infra.database.tables import PROJECTIONS
+from bus.store import Out
 from projections.runtime import NodeRun
 from schemas import access as access_wire
 from schemas import catalog as catalog_wire
 from schemas import runtime as wire
-from schemas.envelope import Envelope
 from schemas.messages import Command
 from schemas.runtime import Failure
-from schemas.topics import COMMANDS, partition_of
+from tests.domains.platform import TENANT, Platform, record
 from tests.simulation import observations as seen
 from tests.simulation.generator import Scenario, generate
-from tests.simulation.memory import MemoryDatabase, MemoryLog, MemoryProducer, MemoryStore
 
-LANES = 3
-TENANT = "t1"
 RECORDS_MAX = 2_000
 
 
@@ -46,54 +36,21 @@ class Handled:
 
 
 @dataclass
-class Platform:
-    """One kernel that owns all lanes; `feed` hands it a record as the next one of its partition."""
+class Run(Platform):
+    """A platform on which a scenario is played."""
 
-    scenario: Scenario
-    at: float = 1_700_000_000.0
-    defences: Defences = field(default_factory=Defences)
+    scenario: Scenario = field(default_factory=lambda: generate(0))
 
     def __post_init__(self) -> None:
-        self.database = MemoryDatabase(range(LANES), PROJECTIONS, self.now)
-        self.log = MemoryLog(self.now)
-        self.log.appended = self._appended
-        self.made: deque[Out] = deque()
-        self.kernel = Kernel(
-            MemoryStore(self.database),
-            MemoryProducer(self.log),
-            [Runtime(Programs(), share=3).domain(), catalog.DOMAIN, access.DOMAIN],
-            PROJECTIONS,
-            partitions=Partitions(LANES, LANES, 1),
-            clock=self,
-            owner="worker",
-            defences=self.defences,
-        )
+        super().__post_init__()
         self._ids = random.Random(self.scenario.seed)
-        self._offsets = [itertools.count() for _ in range(LANES)]
 
-    def now(self) -> float:
-        return self.at
-
-    def _appended(self, out: Out) -> None:
-        if out.topic == COMMANDS:
-            self.made.append(out)
-
-    async def feed(self, out: Out) -> None:
-        offset = next(self._offsets[out.partition])
-        await self.kernel.handle([Incoming(out.partition, offset, out.key.encode(), out.headers, out.body, self.at)])
-        while any(lane.unacknowledged for lane in self.kernel.lanes.values()):
-            await asyncio.sleep(0)
-            await self.kernel.drain_failed()
+    def _fresh(self) -> str:
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
 
     def ask(self, command: Command) -> Out:
         """A command from outside."""
-        id = str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
-        key = command.aggregate_id(TENANT, id)
-        return self._record(command, Envelope(id, command.type, TENANT, subject=key, fingerprint=f"f {id}"))
-
-    def _record(self, command: Command, envelope: Envelope) -> Out:
-        place = partition_of(envelope.subject, LANES)
-        return Out(place, 0, COMMANDS, place, envelope.subject, envelope.headers(), command.encode(), TENANT)
+        return record(command, self._fresh(), reply=True)
 
     def answers(self) -> list[Out]:
         """What the steps that wait answer, in any order."""
@@ -105,34 +62,19 @@ class Platform:
         command: Command
         if row.kind == "check":
             command = wire.CompleteNode(**names, output={"problems": []})
-            return self._answered(row, command)
+            return record(command, self._fresh(), reply=False)
         match self.scenario.effects(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 command = wire.CompleteNode(**names, output=output, output_text=text)
             case seen.Failure(code, retryable):
                 command = wire.FailNode(**names, error=Failure(code=code), retryable=retryable)
-        return self._answered(row, command)
-
-    def _answered(self, row: NodeRun, command: Command) -> Out:
-        id = str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
-        return self._record(command, Envelope(id, command.type, TENANT, subject=row.run_id))
-
-    def dump(self) -> dict[str, Any]:
-        """All there is to know, without where in its lane it was made."""
-        return {
-            "events": [
-                (*key, logged.recorded._replace(lane=0), logged.body) for key, logged in self.database.events.items()
-            ],
-            "outcomes": self.database.outcomes,
-            "tables": self.database.tables,
-            "letters": self.database.letters,
-        }
+        return record(command, self._fresh(), reply=False)
 
 
-async def record(scenario: Scenario) -> tuple[list[Handled], dict[str, Any]]:
+async def play(scenario: Scenario) -> tuple[list[Handled], Mapping[str, Any]]:
     """Play a scenario to its end without faults: every record in the order it was handled, and what came out."""
-    platform = Platform(scenario)
-    await platform.kernel.claim(range(LANES))
+    platform = Run(scenario=scenario)
+    await platform.claim()
     handled: list[Handled] = []
     asked = [platform.ask(command) for command in commands(platform)]
     published = next(index for index, out in enumerate(asked) if out.key == asked[-1].key)
@@ -158,7 +100,7 @@ async def record(scenario: Scenario) -> tuple[list[Handled], dict[str, Any]]:
     raise AssertionError("the run does not end")
 
 
-def commands(platform: Platform) -> list[Command]:
+def commands(platform: Run) -> list[Command]:
     """What is asked from outside: of every kind that can be said twice."""
     scenario = platform.scenario
     workflow = catalog_wire.definition_id(TENANT, "workflow", "w")
@@ -178,9 +120,9 @@ def commands(platform: Platform) -> list[Command]:
     return found
 
 
-async def replay(scenario: Scenario, handled: list[Handled], defences: Defences | None = None) -> dict[str, Any]:
-    platform = Platform(scenario, defences=defences or Defences())
-    await platform.kernel.claim(range(LANES))
+async def replay(scenario: Scenario, handled: list[Handled], defences: Defences | None = None) -> Mapping[str, Any]:
+    platform = Run(defences=defences or Defences(), scenario=scenario)
+    await platform.claim()
     for each in handled:
         platform.at = each.at
         await platform.feed(each.out)
@@ -202,7 +144,7 @@ def haunted(handled: list[Handled], chance: random.Random) -> list[Handled]:
 @pytest.mark.parametrize("seed", range(25))
 async def test_records_that_come_again_change_nothing(seed: int) -> None:
     scenario = generate(seed)
-    handled, expected = await record(scenario)
+    handled, expected = await play(scenario)
     assert await replay(scenario, handled) == expected
     assert await replay(scenario, doubled(handled)) == expected
     assert await replay(scenario, haunted(handled, random.Random(seed))) == expected
@@ -211,5 +153,5 @@ async def test_records_that_come_again_change_nothing(seed: int) -> None:
 
 async def test_without_the_inbox_they_do() -> None:
     scenario = generate(0)
-    handled, expected = await record(scenario)
+    handled, expected = await play(scenario)
     assert await replay(scenario, doubled(handled), Defences(inbox=False)) != expected
