@@ -12,12 +12,15 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from infra.cli.app import app
 from infra.local.embedded.processes import Identity, identify, is_alive
+from tests.patience import patient
 
 pytestmark = pytest.mark.services
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = patient(60.0)
 
 
 class Running:
@@ -41,12 +44,8 @@ class Running:
         pytest.fail("".join(self.said))
 
     def status(self) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, "-m", "infra.cli", "status", "--json"],
-            cwd=self.folder,
-            capture_output=True,
-            check=False,
-        )
+        """What `ap status` says; asked in this process, for it is asked often."""
+        done = CliRunner().invoke(app, ["status", "--json", "--data", str(self.folder / ".ap")])
         document: dict[str, Any] = json.loads(done.stdout)
         return document
 
@@ -60,7 +59,9 @@ class Running:
         return held and not status["standing_still"] and owners <= set(status["workers"])
 
     def call(self, method: str, path: str, **body: Any) -> httpx.Response:
-        return httpx.request(method, f"{self.status()['gateway_url']}/gateway{path}", json=body or None, timeout=40)
+        return httpx.request(
+            method, f"{self.status()['gateway_url']}/gateway{path}", json=body or None, timeout=patient(40)
+        )
 
     def pids(self, role: str) -> list[int]:
         return [entry["pid"] for entry in self.status()["roles"] if entry["role"] == role and entry["alive"]]
@@ -89,8 +90,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {PATIENCE_SECONDS:g} s")
+        time.sleep(0.2)
 
 
 def command_line(pid: int) -> list[str]:

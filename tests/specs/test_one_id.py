@@ -14,6 +14,7 @@ from bus.store import Incoming, Out
 from schemas import catalog, runtime
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, REPLIES, partition_of
+from tests.patience import patient
 from tests.simulation.generator import generate
 from tests.specs.test_twice import LANES, TENANT, Platform
 
@@ -41,7 +42,7 @@ async def test_two_requests_under_one_id_in_one_batch_are_told_apart() -> None:
             for offset, out in enumerate(outs)
         ]
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while len(platform.log.topic(REPLIES)) < 2:
             await asyncio.sleep(0)
     told = [
