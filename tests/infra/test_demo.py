@@ -59,6 +59,7 @@ def test_what_is_wrong_is_named(damage: Callable[[list[Row]], object], said: str
 
 
 @pytest.mark.services
+@pytest.mark.platforms
 def test_the_example_ends_well_although_a_worker_is_killed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "infra.cli", "demo", "--tickets", "80"],

@@ -20,7 +20,7 @@ from infra.local.embedded.processes import identify, is_alive
 from infra.local.embedded.state import State, read_state
 from tests.live import until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.platforms]
 
 OWNER = """
 import asyncio, sys

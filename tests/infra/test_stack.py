@@ -18,7 +18,7 @@ from infra.cli.app import app
 from infra.local.embedded.processes import Identity, identify, is_alive
 from tests.patience import patient
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.platforms]
 
 PATIENCE_SECONDS = patient(60.0)
 
