@@ -125,22 +125,7 @@ def test_everything_starts_heals_and_stops(running: Running) -> None:
     assert not running.status()["running"]
 
 
-def test_kill_9_does_not_block_the_next_start(running: Running) -> None:
-    made = running.call("POST", "/workflows/apps", tenant_id="t1", code="kept", name="Kept").json()
-    started = running.identities()
-    running.end(signal.SIGKILL)
-    again = Running(running.folder)
-    try:
-        assert not any(is_alive(identity) for identity in started)
-        assert again.call("GET", f"/workflows/apps/{made['id']}").json() == made
-        until(again.is_well)
-        made = again.call("POST", "/workflows/apps", tenant_id="t1", code="more", name="More")
-        assert made.status_code == 201, made.text
-    finally:
-        assert again.end(signal.SIGINT) == 0
-
-
-def test_down_stops_and_a_second_up_is_refused(running: Running) -> None:
+def test_a_second_up_is_refused_kill_9_does_not_block_the_next_and_down_stops(running: Running) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "infra.cli", "up", "--port", "0"],
         cwd=running.folder,
@@ -150,7 +135,19 @@ def test_down_stops_and_a_second_up_is_refused(running: Running) -> None:
     )
     assert second.returncode == 2
     assert f"in use by process {running.process.pid}" in second.stderr
-    started = running.identities()
-    subprocess.run([sys.executable, "-m", "infra.cli", "down"], cwd=running.folder, check=True)
-    assert not any(is_alive(identity) for identity in started)
-    assert running.process.wait(timeout=PATIENCE_SECONDS) == 0
+
+    made = running.call("POST", "/workflows/apps", tenant_id="t1", code="kept", name="Kept").json()
+    killed = running.identities()
+    running.end(signal.SIGKILL)
+    again = Running(running.folder)
+    try:
+        assert not any(is_alive(identity) for identity in killed)
+        assert again.call("GET", f"/workflows/apps/{made['id']}").json() == made
+        until(again.is_well)
+        made = again.call("POST", "/workflows/apps", tenant_id="t1", code="more", name="More")
+        assert made.status_code == 201, made.text
+        started = again.identities()
+        subprocess.run([sys.executable, "-m", "infra.cli", "down"], cwd=running.folder, check=True)
+        assert not any(is_alive(identity) for identity in started)
+    finally:
+        assert again.end(signal.SIGINT) == 0
