@@ -88,7 +88,7 @@ class ScaleReport:
 async def scale_test(settings: Settings, *, seconds: float, seed: int, say: Say) -> ScaleReport:
     """Start a stack on `settings.data_dir`, scale it and let members storm it for `seconds`, then judge what became
     of every run."""
-    from infra.chaos.scene import scene
+    from infra.chaos.scene import PROGRESS_SECONDS_MIN, scene
 
     report = ScaleReport(seed)
     async with scene(settings, seed=seed, say=say, workers=2, executors=1) as stage:
@@ -98,7 +98,7 @@ async def scale_test(settings: Settings, *, seconds: float, seed: int, say: Say)
             await _storm(stage, database, seconds, report)
         finally:
             await database.close()
-        report.conclusion = await stage.conclude()
+        report.conclusion = await stage.conclude(progress=seconds >= PROGRESS_SECONDS_MIN)
     return report
 
 
