@@ -26,7 +26,6 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever asks for servers is marked so, by itself; then everything is put into the order of tests/schedule.py."""
     for item in items:
