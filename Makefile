@@ -13,12 +13,15 @@ BENCH_READY := $(VENV)/.ready-bench
 ARGS ?=
 # Of make chaos; CONTROL= leaves the control arms out.
 MINUTES ?= 10
-SEEDS ?= 1,2,3
 CONTROL ?= all
+chaos: SEEDS ?= 1,2,3
+# Of make simulate: how many seeds, and from which one on.
+simulate: SEEDS ?= 5000
+FIRST ?= 0
 # No address of a registry in any file; wheels only, so that nobody needs a compiler.
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-build --no-header
 
-.PHONY: help setup demo up down status test check lint types contracts unit readme bench chaos format lock clean
+.PHONY: help setup demo up down status test check lint types contracts unit simulate readme bench chaos format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,7 +58,7 @@ status: $(READY) ## Say what is running and where
 	@$(BIN)/ap status $(ARGS) || true
 
 test: $(READY) ## All tests, with Postgres and Kafka started for them
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --durations=25 $(ARGS)
 
 check: $(READY) ## What CI runs before the tests: under a minute, no servers
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types contracts unit
@@ -71,8 +74,12 @@ contracts: $(READY)
 	@$(BIN)/lint-imports
 
 unit: $(READY)
-	@SIMULATION_SEEDS=$${SIMULATION_SEEDS:-20} \
+	@SIMULATION_SEEDS=20 SIMULATION_FIRST=0 \
 	  $(PY) -m pytest -q --numprocesses=logical -m "not services and not slow" $(ARGS)
+
+simulate: $(READY) ## Run SEEDS seeds of the whole platform in memory, from FIRST on
+	@SIMULATION_SEEDS=$(SEEDS) SIMULATION_FIRST=$(FIRST) \
+	  $(PY) -m pytest -q --numprocesses=logical tests/simulation/test_simulation.py -k no_seed $(ARGS)
 
 readme: $(READY) ## Write the tables of README.md anew from the code
 	@$(PY) -m tests.readme

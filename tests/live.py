@@ -26,6 +26,7 @@ from schemas.catalog import CreateDefinition, CreateVersion, definition_id
 from schemas.envelope import Envelope
 from schemas.messages import Command, JsonObject
 from schemas.topics import COMMANDS, partition_of
+from tests.patience import patient
 
 T = TypeVar("T")
 TENANT = "t1"
@@ -123,7 +124,7 @@ class Live:
 
 async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_SECONDS_MAX) -> T:
     """Look until there is something to see."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patient(seconds)):
         while True:
             found = await look()
             if found:

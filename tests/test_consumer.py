@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.lanes import GAPS_MAX, Lane
@@ -67,7 +67,6 @@ def values(data: bytes, offset: int = 0) -> tuple[list[tuple[int, bytes | None]]
     return [(record.offset, record.value) for record in found], after
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(records, min_size=1, max_size=4), max_size=4))
 def test_what_was_written_is_read(batches: Sequence[Sequence[RawRecord]]) -> None:
     data, written, offset = b"", [], 100
@@ -84,7 +83,6 @@ def test_what_was_written_is_read(batches: Sequence[Sequence[RawRecord]]) -> Non
         assert (each.topic, each.partition, each.timestamp) == ("ingress", 3, 1_000_000)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 5))
 def test_a_batch_of_rubbish_gives_a_bare_record_for_each_offset(rubbish: bytes, count: int) -> None:
     broken = stored(7, *[RawRecord(b"x")] * count).with_body(b"\xff" * 12 + rubbish)

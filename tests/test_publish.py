@@ -23,6 +23,7 @@ from infra.operate.publish import Publication, database_time, outcomes, publish
 from schemas.envelope import Headers
 from tests.command_line import ap
 from tests.live import Live, prepared, running
+from tests.patience import patient
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 README = Path(__file__).parent.parent / "README.md"
@@ -154,5 +155,5 @@ async def test_a_record_that_is_refused_all_the_same_says_why(live: Live) -> Non
     since = await database_time(live.settings)
     record = Publication(TYPE, app_called("x").encode(), "a b", "t1")
     await publish(live.settings, [record])
-    (answer,) = await outcomes(live.settings, [record], since=since, seconds=30)
+    (answer,) = await outcomes(live.settings, [record], since=since, seconds=patient(30))
     assert (answer["status"], answer["body"]["code"]) == ("refused", "malformed_header")

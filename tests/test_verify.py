@@ -26,6 +26,7 @@ from schemas.runtime import CreateRun, node_run_id
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
 from tests.copies import Record, database_copy, topics_copy
 from tests.live import Live, lasting, prepared, running, until
+from tests.patience import patient
 from tests.schemas.workflows import edge, graph, node
 
 PURE = 260
@@ -96,7 +97,7 @@ def worked(services: EmbeddedStack) -> Iterator[Worked]:
         async with running(settings) as live:
             ids = await work(live)
             await live.rest()
-            report = await examine(settings, patience_seconds=10.0)
+            report = await examine(settings, patience_seconds=patient(10))
             assert report.clean, report.document()
         return Worked(settings, **ids)
 
@@ -147,7 +148,7 @@ async def test_a_system_under_load_is_clean(services: EmbeddedStack) -> None:
 
         loading = asyncio.create_task(load())
         try:
-            reports = [await examine(settings, patience_seconds=10.0) for _ in range(3)]
+            reports = [await examine(settings, patience_seconds=patient(10)) for _ in range(3)]
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)

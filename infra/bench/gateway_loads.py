@@ -126,7 +126,9 @@ async def reads(bench: Bench) -> None:
 async def _some_runs(platform: Platform) -> list[str]:
     connection = await asyncpg.connect(platform.settings.required_database_url)
     try:
-        rows = await connection.fetch("SELECT id::text FROM run WHERE tenant_id = $1 LIMIT 100", TENANT)
+        rows = await connection.fetch(
+            "SELECT id::text FROM run WHERE tenant_id = $1 AND kind = 'graph' LIMIT 100", TENANT
+        )
     finally:
         await connection.close()
     return [row["id"] for row in rows]

@@ -63,7 +63,7 @@ class Asked:
 
 async def unfinished(database: asyncpg.Connection, bootstrap: str, prefix: str = "") -> dict[str, Any]:
     """What keeps the stack from being at rest: runs, timers, lag, records not known to be on Kafka."""
-    rows = await database.fetch("SELECT status, count(*) AS n FROM run GROUP BY status")
+    rows = await database.fetch("SELECT status, count(*) AS n FROM run WHERE kind = 'graph' GROUP BY status")
     found: dict[str, Any] = {f"runs {r['status']}": r["n"] for r in rows if r["status"] not in RUN_ENDED}
     found["timers"] = await database.fetchval("SELECT count(*) FROM timer")
     found["unsent"] = await database.fetchval("SELECT coalesce(sum(position - sent), 0)::int8 FROM lane")
@@ -149,7 +149,7 @@ async def _given_up(database: Any, happened: Mapping[str, Sequence[Effect]], hit
 
 async def _runs(database: Any, verdict: Verdict, jobs: Mapping[str, Job], given_up: Set[str]) -> dict[str, int]:
     """seq by run. Every job must be there once, in its end, and nothing else."""
-    rows = await database.fetch("SELECT id, tenant_id, seq, status, output_text FROM run")
+    rows = await database.fetch("SELECT id, tenant_id, seq, status, output_text FROM run WHERE kind = 'graph'")
     found = {str(row["id"]): row for row in rows}
     for id, it in jobs.items():
         row = found.get(id)

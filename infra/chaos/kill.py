@@ -16,7 +16,7 @@ import asyncpg
 
 from infra.chaos.faults import NobodyThere, Victim
 from infra.chaos.judge import DATABASE_ERRORS
-from infra.chaos.scene import Conclusion, Scene, scene
+from infra.chaos.scene import PROGRESS_SECONDS_MIN, Conclusion, Scene, scene
 from infra.chaos.workload import VIAS
 from infra.local.supervisor import RoleName, Say
 from infra.settings import Settings
@@ -134,7 +134,7 @@ async def kill_test(settings: Settings, plan: Plan, say: Say) -> KillReport:
             async with asyncio.TaskGroup() as group:
                 group.create_task(stage.load.run(plan.runs, plan.seconds))
                 group.create_task(killer.run())
-            report.conclusion = await stage.conclude()
+            report.conclusion = await stage.conclude(progress=plan.seconds >= PROGRESS_SECONDS_MIN)
             await killer.measure()
         except Exception as error:
             report.conclusion = stage.broken_off(error)

@@ -35,7 +35,8 @@ COMING_POLL_SECONDS = 0.1
 MEMBERS_MIN_SHARE = 0.5
 STEADY_SECONDS_MIN = 3.0
 STOP_SECONDS = 20.0
-OWNED_SECONDS_MAX = 60.0
+OWNED_SECONDS_MAX = 240.0
+"""Far longer than it takes: what is late is reported, only what hangs is an error."""
 RUNS_PER_SECOND = 8.0
 LOG = "members.log"
 CALM = "members-calm"
@@ -87,13 +88,13 @@ class ScaleReport:
 async def scale_test(settings: Settings, *, seconds: float, seed: int, say: Say) -> ScaleReport:
     """Start a stack on `settings.data_dir`, scale it and let members storm it for `seconds`, then judge what became
     of every run."""
-    from infra.chaos.scene import scene
+    from infra.chaos.scene import PROGRESS_SECONDS_MIN, scene
 
     report = ScaleReport(seed)
     async with scene(settings, seed=seed, say=say, workers=2, executors=1) as stage:
         try:
             await _come_and_go(stage, seconds, report)
-            report.conclusion = await stage.conclude()
+            report.conclusion = await stage.conclude(progress=seconds >= PROGRESS_SECONDS_MIN)
         except Exception as error:
             report.conclusion = stage.broken_off(error)
     return report
@@ -174,7 +175,7 @@ async def _storm(stage: Scene, database: Any, seconds: float, report: ScaleRepor
 
 async def _standing(database: Any) -> dict[str, int]:
     lanes = await database.fetchrow("SELECT sum(epoch)::int8 AS claims, sum(next_offset)::int8 AS records FROM lane")
-    ended = await database.fetchval("SELECT count(*) FROM run WHERE ended_at IS NOT NULL")
+    ended = await database.fetchval("SELECT count(*) FROM run WHERE kind = 'graph' AND ended_at IS NOT NULL")
     return {"claims": lanes["claims"], "records": lanes["records"], "ended": ended}
 
 

@@ -35,7 +35,7 @@ GIVEN_UP_SHARE_MAX = 0.02
 PROGRESS_MIN = 0.9
 """Of the runs offered while faults struck, so many must have ended before the last one: else it was an outage."""
 PROGRESS_SECONDS_MIN = 60.0
-"""Of faults: in less time one outage, as wanted as any, decides over the share."""
+"""Of faults that were planned: in less time one outage, as wanted as any, decides over the share."""
 DUE_SECONDS = 30.0
 """Runs offered later than this before the faults ended need not have ended with them."""
 
@@ -118,7 +118,8 @@ class Scene:
     async def conclude(self, heal_seconds: float = HEAL_SECONDS_MAX, *, progress: bool | None = None) -> Conclusion:
         """Wait until everything is at rest, then judge; the load must have ended.
 
-        `progress`: whether to judge that as well; None: if there were faults for long enough.
+        `progress`: whether to judge that as well, by what was planned: on a slow machine all takes longer. None: if
+        there were faults for long enough.
         """
         settings, load = self.settings, self.load
         url, bootstrap = settings.required_database_url, settings.required_kafka_bootstrap

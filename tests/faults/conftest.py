@@ -21,7 +21,7 @@ LONG = bool(os.environ.get("AP_CHAOS"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
-            for marker in ("faults", "services", "slow"):
+            for marker in ("faults", "platforms", "services", "slow"):
                 item.add_marker(marker)
 
 

@@ -13,6 +13,7 @@ from infra.local.embedded import EmbeddedStack, embedded_stack
 from infra.local.supervisor import Say
 from infra.settings import load_settings
 from tests.faults.waiting import until
+from tests.patience import patient
 
 RUNS, SECONDS = 60, 10.0
 """A load for each outage: one for both could be over before the second one comes."""
@@ -45,7 +46,7 @@ async def _without(
     known = next(iter(stage.load.taken))
     await stop()
     await until(lambda: stage.load.answers["503"] > refused, "writes are refused with 503")
-    async with httpx.AsyncClient(base_url=stage.load.gateway_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=stage.load.gateway_url, timeout=patient(30)) as client:
         ready = await client.get("/ready")
         assert ready.status_code == 503, ready.text
         assert ready.headers["retry-after"]

@@ -6,7 +6,9 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-PATIENCE_SECONDS = 180.0
+from tests.patience import patient
+
+PATIENCE_SECONDS = patient(60.0)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:

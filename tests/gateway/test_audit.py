@@ -11,6 +11,7 @@ from gateway.audit import BATCH_RECORDS_MAX
 from gateway.http.ports import DatabaseUnavailable
 from gateway.http.state import Gateway
 from tests.gateway.world import World
+from tests.patience import patient
 
 
 async def test_a_request_leaves_what_is_known_about_it(http: httpx.AsyncClient) -> None:
@@ -81,7 +82,7 @@ async def test_the_background_writer_stops_when_told(gateway: Gateway) -> None:
     stop = asyncio.Event()
     task = asyncio.create_task(gateway.audit.run(stop))
     stop.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         await task
 
 

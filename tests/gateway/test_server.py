@@ -22,6 +22,7 @@ from infra.roles.extras import Extras
 from infra.roles.prepare import create_topics, migrate
 from infra.settings import Settings
 from tests.gateway.test_workflows import GREET
+from tests.patience import patient
 
 
 def test_what_the_gateway_accepts_is_not_delayed() -> None:
@@ -61,7 +62,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}", timeout=40) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}", timeout=patient(40)) as http:
             yield Running(http, stop, task, settings)
     finally:
         stop.set()
@@ -220,7 +221,7 @@ async def test_without_a_worker_a_write_waits_and_its_outcome_comes_later(settin
         assert answer.status_code == 202
         where = answer.headers["location"]
         assert (await running.http.get(where)).json()["status"] == "pending"
-        async with worker(settings), asyncio.timeout(60):
+        async with worker(settings), asyncio.timeout(patient(60)):
             while (told := (await running.http.get(where)).json())["status"] == "pending":
                 await asyncio.sleep(0.1)
         assert (told["status"], told["result"]["code"]) == ("succeeded", "a")

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from infra.local.demo import DemoFailed, check_runs, read_tickets
+from tests.patience import patient
 
 TICKETS = read_tickets(50)
 Row = dict[str, Any]
@@ -58,13 +59,14 @@ def test_what_is_wrong_is_named(damage: Callable[[list[Row]], object], said: str
 
 
 @pytest.mark.services
+@pytest.mark.platforms
 def test_the_example_ends_well_although_a_worker_is_killed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "infra.cli", "demo", "--tickets", "80"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patient(120),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

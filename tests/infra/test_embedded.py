@@ -1,6 +1,5 @@
 """The embedded servers: durable across kill -9, owned by one process, gone with it."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -18,8 +17,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from infra.local.embedded import EmbeddedStack, StackError
 from infra.local.embedded.processes import identify, is_alive
 from infra.local.embedded.state import State, read_state
+from tests.live import until
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.platforms]
 
 OWNER = """
 import asyncio, sys
@@ -178,11 +178,10 @@ def state_of(data: Path) -> State:
 
 
 async def gone(state: State) -> bool:
-    for _ in range(600):
-        if not any(is_alive(process.identity) for process in state.processes):
-            return True
-        await asyncio.sleep(0.05)
-    return False
+    async def look() -> bool:
+        return not any(is_alive(process.identity) for process in state.processes)
+
+    return await until(look)
 
 
 async def answers(stack: EmbeddedStack) -> bool:

@@ -31,6 +31,7 @@ from infra.settings import Settings
 from infra.telemetry.logs import JsonFormatter, TextFormatter
 from tests.hostile_text import CORPUS, HARMLESS, active
 from tests.infra.test_watch import LANE, SEEN
+from tests.patience import patient
 
 EACH = pytest.mark.parametrize("text", CORPUS.values(), ids=CORPUS)
 
@@ -251,7 +252,7 @@ def logged(folder: Path, **settings: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", PROCESS, FORGED],
         cwd=folder, env={"PYTHONPATH": str(Path(__file__).parents[2]), **given},
-        capture_output=True, check=False, timeout=60,
+        capture_output=True, check=False, timeout=patient(60),
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, b"")
     return done.stderr.decode()

@@ -32,6 +32,7 @@ from infra.roles.worker import run_worker
 from infra.settings import Settings, SettingsError
 from tests.command_line import ap
 from tests.live import execute, settings_for
+from tests.patience import patient
 
 LATER = sa.Table(
     "later",
@@ -320,7 +321,7 @@ def test_ap_up_refuses_a_folder_with_another_schema_in_one_line(tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patient(60),
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

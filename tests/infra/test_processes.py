@@ -22,6 +22,7 @@ from infra.local.embedded.processes import (
     stop_processes,
     write_atomically,
 )
+from tests.patience import patient
 
 TERM = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
@@ -60,7 +61,7 @@ def test_what_ignores_the_first_signal_gets_the_next() -> None:
         assert child.stdout is not None
         child.stdout.readline()
         stop_processes([identity_of(child)], ((signal.SIGTERM, 0.1), (signal.SIGKILL, 5.0)))
-        assert child.wait(timeout=5) == -signal.SIGKILL
+        assert child.wait(timeout=patient(5)) == -signal.SIGKILL
 
 
 def test_a_free_port_is_free_and_not_one_of_those_taken() -> None:

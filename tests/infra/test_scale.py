@@ -98,6 +98,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 
 @pytest.mark.services
+@pytest.mark.platforms
 def test_workers_come_and_go_and_the_next_start_knows(running: Running) -> None:
     first = running.pids("worker")
     done = _ap(running.folder, "scale", "worker=3", "executor=0")

@@ -54,13 +54,13 @@ class Lossy:
 
     log: Log
     dumb: bool = False
-    swallowed: int = 0
+    swallowed: list[asyncio.Future[None]] = field(default_factory=list)
 
     def enqueue(self, records: Sequence[Out], *, patience: float = 0.0) -> asyncio.Future[None]:
         if not self.dumb:
             return self.log.enqueue(records, patience=patience)
-        self.swallowed += len(records)
-        return asyncio.get_running_loop().create_future()
+        self.swallowed.append(asyncio.get_running_loop().create_future())
+        return self.swallowed[-1]
 
     def encoded(self, records: Sequence[Out]) -> Sequence[Out]:
         return self.log.encoded(records)
@@ -122,6 +122,8 @@ class World:
             for task in live.tasks:
                 task.cancel()
             await asyncio.gather(*live.tasks, return_exceptions=True)
+            for future in self.logs[-1].swallowed:
+                future.cancel()  # Else the worker, which stops in order after all, would wait for them.
             for _ in range(3):
                 for app in APPS:
                     await self.rename(live, app)

@@ -29,6 +29,7 @@ from projections.runtime_fold import _BLANK, evolve
 from schemas.decider import Recorded
 from schemas.runtime import RunCreated
 from tests.live import settings_for
+from tests.patience import patient
 
 pytestmark = pytest.mark.services
 
@@ -163,7 +164,7 @@ async def test_plans_do_not_change_as_tables_grow(worker_session: asyncpg.Connec
     await worker_session.execute("SET enable_seqscan = on")
     await worker_session.execute("RESET role")
     for statement in FILL.format(runs=20_000, nodes=60_000).split(";"):
-        await worker_session.execute(statement, timeout=300)
+        await worker_session.execute(statement, timeout=patient(150))
     database = await worker_session.fetchval("SELECT current_database()")
     await worker_session.execute(f"SET role {role_of('worker', database)}")
     await worker_session.execute("SET enable_seqscan = off")

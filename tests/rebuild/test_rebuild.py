@@ -28,6 +28,7 @@ from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS
 from tests.command_line import ap
 from tests.copies import database_copy
 from tests.live import Live, lasting, prepared, running, until
+from tests.patience import patient
 from tests.schemas.workflows import node
 from tests.test_verify import Worked, chain, examine, work
 
@@ -354,7 +355,7 @@ async def test_a_step_in_flight_whose_row_was_lost_is_taken_again_after_its_leas
         assert await live.run_ended(run) == "completed"
         output = await live.database.fetchval("SELECT output FROM node_run WHERE id = $1", step)
         assert orjson.loads(output) == {"token": 2}
-        verdict = await examine(settings, patience_seconds=10.0)
+        verdict = await examine(settings, patience_seconds=patient(10))
         assert verdict.clean, verdict.document()
 
 
@@ -394,7 +395,7 @@ async def test_under_load_tables_are_equal_and_damage_is_mended_while_runs_go_on
         assert {await live.run_ended(run) for run in sent} == {"completed"}
         assert await live.database.fetchval("SELECT count(*) FROM dead_letter") == 0
         assert (await rebuilt(settings, check=True)).equal
-        verdict = await examine(settings, patience_seconds=10.0)
+        verdict = await examine(settings, patience_seconds=patient(10))
         assert verdict.clean, verdict.document()
 
 

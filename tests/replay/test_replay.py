@@ -46,6 +46,7 @@ from schemas.topics import EVENTS, TOPICS
 from tests.command_line import ap
 from tests.copies import all_records
 from tests.live import Live, lasting, prepared, running, until
+from tests.patience import patient
 from tests.schemas.workflows import node
 from tests.test_verify import chain
 
@@ -77,7 +78,7 @@ async def work(live: Live) -> list[str]:
     assert {await live.run_ended(run) for run in runs} == {"completed"}
     await live.do(CreateDefinition(kind="app", code="other", name="Other"), tenant="t2")
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         await live.worker.stop()  # What it has recorded is on the topics by then.
     return runs
 

@@ -104,7 +104,7 @@ def check_answer(dsl: Any) -> Program | None:
     return program
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ANYTHING)
 def test_anything_is_answered(value: Any) -> None:
     check_answer(value)
@@ -133,7 +133,7 @@ EDGES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(NODES, max_size=5), st.lists(EDGES, max_size=6))
 def test_anything_that_looks_like_a_workflow_is_answered(nodes: list[Any], edges: list[Any]) -> None:
     check_answer({"nodes": nodes, "edges": edges})

@@ -294,7 +294,7 @@ def outcome(text: str) -> Any:
         return error
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=60) | st.text("state.nodes-ab()[]'\"\\0123456789+-*/%<>=!&|, \n", max_size=60))
 def test_any_text_compiles_or_is_refused_with_a_position(text: str) -> None:
     found = outcome(text)
@@ -309,7 +309,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(WORDS), max_size=14))
 def test_any_sequence_of_words_compiles_or_is_refused(words: list[str]) -> None:
     outcome(" ".join(words))
@@ -422,7 +422,7 @@ def judged(tree: Tree) -> Any:
     return result
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(TREES)
 def test_a_second_evaluator_agrees(tree: Tree) -> None:
     expression = compile_expression(written(tree))
@@ -441,7 +441,7 @@ def test_a_second_evaluator_agrees(tree: Tree) -> None:
 LEVELS = (("or", "||"), ("and", "&&"), ("==", "<", "in"), ("+", "-"), ("*", "/", "%"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from([op for level in LEVELS for op in level]), min_size=1, max_size=7), st.data())
 def test_precedence_without_parentheses(operators: list[str], data: st.DataObject) -> None:
     """Grouping by hand, loosest operator last, gives the same as the bare text."""

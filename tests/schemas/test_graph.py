@@ -156,7 +156,7 @@ def flows(draw: st.DrawFn) -> tuple[int, list[Pair]]:
     return count, draw(st.permutations(pairs))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(graphs())
 def test_immediate_dominators(graph: tuple[int, list[Pair]]) -> None:
     count, pairs = graph
@@ -179,7 +179,7 @@ def test_immediate_dominators(graph: tuple[int, list[Pair]]) -> None:
             assert strict[node] == strict[found[node]] | {found[node]}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(graphs(), st.data())
 def test_a_graph_is_accepted_if_and_only_if_the_rules_hold(graph: tuple[int, list[Pair]], data: st.DataObject) -> None:
     count, pairs = graph
@@ -201,7 +201,7 @@ def test_a_graph_is_accepted_if_and_only_if_the_rules_hold(graph: tuple[int, lis
     assert ("no_start_node" in errors) == (not literal.starts)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(flows())
 def test_loops_and_edges(graph: tuple[int, list[Pair]]) -> None:
     count, pairs = graph
@@ -233,7 +233,7 @@ def test_loops_and_edges(graph: tuple[int, list[Pair]]) -> None:
         assert set(node.incoming) == forward
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(flows(), st.data())
 def test_coverage(graph: tuple[int, list[Pair]], data: st.DataObject) -> None:
     count, pairs = graph

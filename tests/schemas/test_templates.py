@@ -218,7 +218,7 @@ def compiled_or_refused(text: str) -> Template | TemplateError:
         return error
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40) | st.text("{} state.nodes-ab0\n", max_size=40))
 def test_any_text_compiles_or_is_refused_with_a_position(text: str) -> None:
     template = compiled_or_refused(text)
@@ -238,7 +238,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PIECES)
 def test_rendering_is_the_pieces_one_after_another(pieces: list[tuple[str, str]]) -> None:
     known = {"score": "7", "user_name": "Alice", "missing": "", "flag": "false"}
@@ -261,7 +261,7 @@ def filled(value: Any) -> Any:
     return {"{{state.score}}": 7, "a{{state.flag}}": "afalse"}.get(value, value) if isinstance(value, str) else value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON)
 def test_filling_changes_the_placeholders_only(source: Any) -> None:
     value: Value = compile_value(source)

@@ -1,6 +1,6 @@
 """Seeds of the whole platform in memory under faults: no invariant breaks, and every run is as the rules say.
 
-SIMULATION_SEEDS says how many (60 if it is not set). A seed that fails is run again, with its whole story, by
+Which seeds, says tests/simulation/seeds.py. One that fails is run again, with its whole story, by
 `python -m tests.simulation.world SEED -v`.
 """
 
@@ -8,15 +8,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import fields
 
 import pytest
 
+from tests.simulation import seeds
 from tests.simulation.faults import Rates
 from tests.simulation.world import World, simulate
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "60"))
-SEEDS_PER_TEST = 20
 POINTS = """
     poll before_claim after_claim unsent locked load before_commit before_write after_commit before_send
     after_send executing
@@ -25,13 +25,15 @@ POINTS = """
 pytestmark = pytest.mark.simulation
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
-def test_no_seed_breaks_an_invariant(first: int) -> None:
+@pytest.mark.parametrize("batch", seeds.batches(os.environ, seeds.checked_out()), ids=lambda all: f"from {all[0]}")
+def test_no_seed_breaks_an_invariant(batch: tuple[int, ...]) -> None:
     broken = []
-    for seed in range(first, min(first + SEEDS_PER_TEST, SEEDS)):
+    for seed in batch:
         world = simulate(World(seed))
         if world.problems:
-            broken.append(f"python -m tests.simulation.world {seed} -v\n    " + "\n    ".join(world.problems[:5]))
+            broken.append(
+                f"{sys.executable} -m tests.simulation.world {seed} -v\n    " + "\n    ".join(world.problems[:5])
+            )
     assert not broken, "\n".join(["run again with:", *broken])
 
 
@@ -70,3 +72,19 @@ def test_a_seed_decides_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert len(stories) == 1
+
+
+def test_seeds_move_with_the_commit() -> None:
+    asked = {"SIMULATION_SEEDS": "50"}
+    one, other = (_moving(asked, commit) for commit in ("1f" * 20, "2e" * 20))
+    assert len(one) == len(other) == 50
+    assert not set(one) & set(other)
+    assert _moving(asked, "1f" * 20) == one, "the same again"
+    assert _moving(asked | {"SIMULATION_FIRST": "7"}, "1f" * 20) == list(range(7, 57)), "or those that are asked for"
+    assert len(_moving({}, "")) == seeds.SEEDS_A_PUSH
+
+
+def _moving(environment: Mapping[str, str], commit: str) -> list[int]:
+    found = [seed for batch in seeds.batches(environment, commit) for seed in batch]
+    assert found[: len(seeds.ONCE_FAILED)] == list(seeds.ONCE_FAILED), "those that once failed are always there"
+    return found[len(seeds.ONCE_FAILED) :]

@@ -15,6 +15,7 @@ from schemas import catalog, runtime
 from schemas.envelope import Envelope
 from schemas.topics import COMMANDS, REPLIES, partition_of
 from tests.domains.platform import LANES, TENANT, Platform
+from tests.patience import patient
 
 WORKFLOW = catalog.definition_id(TENANT, "workflow", "w")
 ID = str(uuid.UUID(int=21, version=4))
@@ -40,7 +41,7 @@ async def test_two_requests_under_one_id_in_one_batch_are_told_apart() -> None:
             for offset, out in enumerate(outs)
         ]
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while len(platform.log.topic(REPLIES)) < 2:
             await asyncio.sleep(0)
     told = [

@@ -25,6 +25,7 @@ from handlers.steps.code import (
 )
 from handlers.steps.port import StepCall, StepFailed, StepResult
 from schemas.workflow.node_types import Code, Llm
+from tests.patience import patient
 
 FOREVER = "while True:\n    pass"
 
@@ -70,7 +71,7 @@ async def until_computing(*tasks: asyncio.Task[StepResult]) -> int:
 
 
 async def until_gone(*pids: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while workers() & set(pids):
             await asyncio.sleep(0.01)
 
@@ -286,7 +287,7 @@ async def test_a_run_does_not_block_the_event_loop(runner: CodeRunner) -> None:
     while not task.done():
         await asyncio.sleep(0.01)
         turns += 1
-    assert turns > 10
+    assert turns > 2
 
 
 async def test_more_runs_than_workers_wait_their_turn(runner: CodeRunner) -> None:
@@ -386,7 +387,7 @@ def test_busy_workers_die_with_their_parent(by: signal.Signals) -> None:
             orphans = [child for child in psutil.Process(parent.pid).children() if is_worker(child)]
         parent.send_signal(by)
         parent.wait()
-    psutil.wait_procs(orphans, timeout=10)
+    psutil.wait_procs(orphans, timeout=patient(10))
     assert not [orphan for orphan in orphans if is_worker(orphan)]
 
 
@@ -409,7 +410,7 @@ def test_a_process_that_used_the_sandbox_exits_in_order() -> None:
     program = PARENT.replace('    await asyncio.gather(runner.run("while True: pass", None), ', "    await (")
     program = program.replace('runner.run("while True: pass", None))', "runner.stop())")
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=patient(60))
         assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -22,6 +22,7 @@ from schemas import registry
 from schemas.messages import Command, Rejected
 from schemas.runtime import CompleteNode, FailNode
 from schemas.workflow.graph import Program
+from tests.patience import patient
 from tests.schemas.workflows import accepted, node
 
 PROGRAM = accepted(node("call", "tool", tool_binding_id="x"))
@@ -133,7 +134,7 @@ class Platform:
             task.cancel()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while not condition():
                 await asyncio.sleep(0.001)
 

@@ -23,6 +23,7 @@ from infra.settings import Settings
 from infra.telemetry.role import telemetry
 from schemas.messages import JsonObject
 from tests.live import prepared, until
+from tests.patience import patient
 from tests.telemetry.collector import Collector, collecting
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -89,7 +90,9 @@ async def _gateway(settings: Settings, metrics: Figures) -> AsyncIterator[httpx.
         )
         task = asyncio.create_task(serving)
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await port}/gateway", timeout=40) as http:
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{await port}/gateway", timeout=patient(40)
+            ) as http:
                 yield http
                 http.base_url = httpx.URL(f"http://127.0.0.1:{told.port}")
                 _read((await http.get("/metrics")).text, metrics)
@@ -170,7 +173,7 @@ async def _play(services: EmbeddedStack) -> Scene:
                             )
                             assert answer.status_code == 201, answer.text
                             scene.runs[tenant] = answer.json()["id"]
-                        await asyncio.wait_for(effects.taken.wait(), 30)
+                        await asyncio.wait_for(effects.taken.wait(), patient(30))
                         await _ended(database, scene.runs[OTHER])
                     async with _worker(settings, effects, scene.metrics):
                         await _ended(database, scene.runs[TENANT])
