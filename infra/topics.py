@@ -62,20 +62,19 @@ async def check(settings: Settings) -> Settings:
     return settings
 
 
-async def create(settings: Settings, extra_step_kinds: tuple[str, ...] = ()) -> None:
+async def create(settings: Settings) -> None:
     """Make the topics that are missing. Raises TopicMismatch for one that has another number of partitions."""
     settings = await as_recorded(settings)
-    wanted = [*TOPICS, *(Topic(f"steps.{kind}", 0, 3_600) for kind in extra_step_kinds)]
     async with administration(settings) as admin:
         known = set(await admin.list_topics())
-        missing = [topic for topic in wanted if settings.topic_prefix + topic.name not in known]
+        missing = [topic for topic in TOPICS if settings.topic_prefix + topic.name not in known]
         if missing:
             answer = await admin.create_topics([_new(topic, settings) for topic in missing])
             for topic_errors in getattr(answer, "topic_errors", ()):
                 error = for_code(topic_errors[1])
                 if topic_errors[1] and error is not TopicAlreadyExistsError:
                     raise error(topic_errors[0])
-        await _check(admin, settings, wanted)
+        await _check(admin, settings, list(TOPICS))
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,9 @@ EVENTS = "events"
 REPLIES = "replies"
 LIVE = "live"
 DEAD_LETTERS = "dead-letters"
-STEP_KINDS = ("model", "tool", "code", "retrieval")
+STEPS = "steps"
+STEP_KIND_HEADER = "ce_stepkind"
+"""Of a hint on `steps`: which kind of step waits."""
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 BROKER_MESSAGE_BYTES_MAX = 8 * 1024 * 1024
@@ -28,7 +30,7 @@ TOPICS = (
     Topic(COMMANDS, 12, 7 * 86_400),
     Topic(INGRESS, 12, 7 * 86_400),
     Topic(EVENTS, 12, 7 * 86_400),
-    *(Topic(f"steps.{kind}", 12, 3_600) for kind in STEP_KINDS),
+    Topic(STEPS, 12, 3_600),
     Topic(REPLIES, 32, 600),
     Topic(LIVE, 12, 600),
     Topic(DEAD_LETTERS, 6, 30 * 86_400),

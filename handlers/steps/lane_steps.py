@@ -18,7 +18,7 @@ from handlers.steps.pool import Held, Result, StepPool
 from projections.runtime import NodeRun, Run
 from schemas.envelope import Envelope
 from schemas.messages import derive
-from schemas.topics import STEP_KINDS, partition_of
+from schemas.topics import STEP_KIND_HEADER, STEPS, partition_of
 from schemas.workflow.graph import Node
 
 log = logging.getLogger("agent_platform.steps")
@@ -103,10 +103,9 @@ def claimable(row: NodeRun) -> bool:
     return row.ready and row.leased_by is None and row.status == "queued"
 
 
-def hint(row: NodeRun, partitions: int) -> Out | None:
+def hint(row: NodeRun, partitions: int) -> Out:
     """Tells executors that a step waits. Only a hint: they also look by themselves."""
-    if row.kind not in STEP_KINDS:
-        return None
     envelope = Envelope(derive(row.id, f"hint:{row.lease_token}"), "step.ready", row.tenant_id, subject=row.run_id)
     place = partition_of(row.run_id, partitions)
-    return Out(-1, 0, f"steps.{row.kind}", place, row.run_id, envelope.headers(), b"{}", row.tenant_id)
+    headers = [*envelope.headers(), (STEP_KIND_HEADER, row.kind.encode())]
+    return Out(-1, 0, STEPS, place, row.run_id, headers, b"{}", row.tenant_id)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import asyncpg
 
 from bus import postgres
+from bus.answers import Answers
 from bus.batch import Batch, Partitions
 from bus.dead_letters import letter_of
 from bus.lanes import INGRESS_BASE, Lane
@@ -17,8 +18,10 @@ from bus.postgres import PostgresStore
 from bus.replay import Extent, TopicReader
 from bus.store import Advance, Claimed, DeadLetter, Incoming
 from infra import topics
+from infra.domains import DOMAINS
 from infra.operate import presence
 from infra.settings import Settings
+from schemas.decider import Answer
 from schemas.topics import COMMANDS, INGRESS
 
 Where = Literal["begin", "end", "here"]
@@ -121,7 +124,7 @@ async def skip(settings: Settings, id: int, *, force: bool = False) -> tuple[Sta
                 standing = await _locked(unit.connection, reader, id, force)
                 record = await _record(reader, standing)
                 letter = letter_of(record, id, "skipped", standing.stopped or "skipped by hand", await store.now())
-                batch = _as_batch(settings, standing, letter, record.offset)
+                batch = _as_batch(settings, standing, letter, record)
                 await unit.lock([_advance(standing)])
                 await unit.save(batch.writes)
                 await unit.connection.execute(_RESTART, id)
@@ -148,8 +151,8 @@ async def resend(settings: Settings) -> int:
         await pool.close()
 
 
-def _as_batch(settings: Settings, standing: Standing, letter: DeadLetter, offset: int) -> Batch:
-    """The letter, its record and the step, as the lane itself would have written them."""
+def _as_batch(settings: Settings, standing: Standing, letter: DeadLetter, record: Incoming) -> Batch:
+    """The letter, its record, what tells whoever awaits it, and the step, as the lane itself would write them."""
     claimed = Claimed(
         standing.id, standing.epoch, standing.next_offset, standing.position, standing.sent,
         standing.floor,
@@ -158,7 +161,9 @@ def _as_batch(settings: Settings, standing: Standing, letter: DeadLetter, offset
     partitions = Partitions(settings.commands_partitions, settings.events_partitions, settings.dead_letters_partitions)
     batch = Batch(partitions, {}, {}, letter.at)
     batch.bury(lane, letter)
-    batch.advance(lane, offset)
+    if lane.id < INGRESS_BASE:
+        Answers(DOMAINS).buried(batch, lane, record, Answer(code="skipped", detail=letter.detail))
+    batch.advance(lane, record.offset)
     batch.finish()
     return batch
 

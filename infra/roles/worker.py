@@ -22,6 +22,7 @@ from handlers.steps.pool import StepPool
 from infra.domains import PROJECTIONS, Installation, domains
 from infra.roles import retention
 from infra.roles.extras import Extras
+from infra.roles.hints import Hints
 from infra.roles.prepare import prepared
 from infra.roles.process import freeze_start_up_objects, interrupting, stopping, working
 from infra.roles.reachable import until_reachable
@@ -112,6 +113,7 @@ async def worker(settings: Settings, extras: Extras) -> AsyncIterator[RunningWor
             Heartbeats(parts.pool, parts.leases, settings.lease_renew_seconds),
             Sweeper(parts.leases, parts.producer, lanes, settings.commands_partitions),
             fallback,
+            Hints(settings, fallback, fallback_pool.kinds),
             Retention(
                 parts.database,
                 retention.aged(settings),
