@@ -380,6 +380,7 @@ class Batch:
         outcome = pending._replace(status=settled.status, body=body, at=at)
         self.outcomes[settled.command_id] = outcome
         self.writes.outcomes.append(outcome)
+        self.writes.ended_timers.append(derive(settled.command_id, "expire"))
         envelope = Envelope(
             outcome.command_id, outcome.type, outcome.tenant_id, reply_partition=outcome.reply_partition
         )
@@ -387,8 +388,7 @@ class Batch:
 
     def reply(self, accepted: Accepted, status: str, body: bytes) -> None:
         envelope = accepted.envelope
-        # A partition that is not there would fail the sends of all lanes.
-        if not 0 <= envelope.reply_partition < self._partitions.replies:
+        if envelope.reply_partition < 0:
             return
         told = Envelope(
             id=derive(envelope.id, "outcome"),

@@ -109,6 +109,8 @@ class Reception:
                 raise Malformed("expired", f"the record is {age:.0f} s old")
         if envelope.fingerprint and envelope.answer_to:
             envelope = envelope._replace(answer_to="")  # Only our lanes may say whom to tell.
+        if not -1 <= envelope.reply_partition < self._partitions.replies:
+            envelope = envelope._replace(reply_partition=-1)  # It would fail the sends of all lanes.
         return Accepted(lane, record.offset, command, envelope, aggregate_id, record)
 
     def _forward(self, batch: Batch, lane: Lane, record: Incoming, envelope: Envelope) -> None:

@@ -218,6 +218,14 @@ def _timer_sql(values: Mapping[str, str], source: str) -> str:
     )
 
 
+def _ended_timers_sql(values: Mapping[str, str], source: str) -> str:
+    return f", ended_timers AS (DELETE FROM timer t USING {source} WHERE t.id = {values['id']})"
+
+
+def _ended_timers_arrays(ids: list[str]) -> Arrays:
+    return [sorted(ids)]
+
+
 def _dead_letter_sql(values: Mapping[str, str], source: str) -> str:
     into = ", ".join(f'"{name}"' for name in values)
     return (
@@ -254,6 +262,7 @@ class Statements:
             _columns("id uuid, lane int2, seconds float8, " + _OUT.removeprefix("topic text, ")),
             _timer_arrays,
         )
+        self._ended_timers = _Part(_ended_timers_sql, _columns("id uuid"), _ended_timers_arrays)
         self._inbox = _insert(
             "inbox_rows",
             "inbox",
@@ -286,6 +295,7 @@ class Statements:
             (self._events, writes.events),
             (self._outbox, writes.outbox),
             (self._timers, writes.timers),
+            (self._ended_timers, writes.ended_timers),
             (self._inbox, writes.inbox),
             (self._new_outcomes, writes.new_outcomes),
             (self._outcomes, writes.outcomes),

@@ -147,7 +147,8 @@ class Writes:
     """What one transaction writes. Rows are sorted by id when written, so that no two deadlock.
 
     `outcomes` were reserved by `admit` in the same transaction, or earlier if they were deferred; `inbox` and
-    `new_outcomes` were not: one that is there already makes the store refuse everything (Poison).
+    `new_outcomes` were not: one that is there already makes the store refuse everything (Poison). `ended_timers` need
+    not fire any more; those that have are gone already.
     """
 
     advances: list[Advance] = field(default_factory=list)
@@ -156,6 +157,7 @@ class Writes:
     events: list[Logged] = field(default_factory=list)
     outbox: list[Out] = field(default_factory=list)
     timers: list[Timer] = field(default_factory=list)
+    ended_timers: list[str] = field(default_factory=list)
     inbox: list[tuple[str, int, float]] = field(default_factory=list)
     new_outcomes: list[Outcome] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)

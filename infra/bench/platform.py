@@ -146,8 +146,8 @@ class Platform:
             version = str(uuid.uuid4())
             await connection.execute(
                 "INSERT INTO definition_version (id, definition_id, tenant_id, kind, number, status, spec, problems,"
-                " description, created_at, published_at)"
-                " VALUES ($1, $2, $3, 'workflow', 1, 'published', $4, '[]', '', $5, $5)",
+                " checks, description, created_at, published_at)"
+                " VALUES ($1, $2, $3, 'workflow', 1, 'published', $4, '[]', '{}', '', $5, $5)",
                 version, id, tenant, orjson.dumps(chain(nodes, node_type)), time.time(),
             )  # fmt: skip
             return version

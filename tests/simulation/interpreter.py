@@ -35,6 +35,7 @@ from tests.simulation.observations import (
     IDLE,
     Attempted,
     CancelRequested,
+    Claimed,
     Effects,
     Ended,
     Failing,
@@ -101,6 +102,7 @@ class Spec:
         self.completed: list[tuple[NodeRun, Ended]] = []
         self.sinks: list[tuple[NodeRun, Ended]] = []
         self.failed_attempts: dict[tuple[Path, str], int] = {}
+        self.claimed: set[tuple[Path, str]] = set()
         self.shield: set[NodeRun] = set()  # The joins that passed early.
         self.now = 0  # Number of observations taken.
         self.enabled_at: dict[NodeRun, int] = {}
@@ -195,7 +197,15 @@ class Spec:
             assert isinstance(answer, Ended)
             lost = replace(answer, status="failed", output=None, output_text=None, error_code="lease_lost")
             legal += [replace(answer, leased=True), replace(lost, leased=True)]
+        elif (run.node, run.iteration) in self.claimed:
+            legal += self._vanished(run)
         return legal
+
+    def _vanished(self, run: NodeRun) -> list[Ended | Attempted]:
+        """Whoever claimed it by hand was not heard of again, or not in time."""
+        attempt = self.failed_attempts.get((run.node, run.iteration), 0) + 1
+        codes = ("lease_lost", "timeout") if self.graph.config[run.node].get("timeout_seconds") else ("lease_lost",)
+        return [Ended(run.node, run.iteration, "failed", attempt, None, None, code, leased=True) for code in codes]
 
     def _surely_started(self, run: NodeRun) -> bool:
         return self._asynchronous(run) and self.enabled_at[run] <= self.boundary
@@ -344,6 +354,9 @@ class Spec:
         where = f"#{self.now} {seen}"
         if self.over:
             return [f"{where}: after the end of the run"]
+        if isinstance(seen, Claimed):
+            self.claimed.add((seen.path, seen.iteration))
+            return []
         if isinstance(seen, Ended | Attempted):
             differences = self._observe_node(where, seen)
         else:

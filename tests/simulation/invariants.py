@@ -280,6 +280,8 @@ def _with_losses(effects: Effects, history: list[Recorded[Event]]) -> Effects:
                 places[event.node_run_id] = (event.path, event.iteration)
                 requeues[event.node_run_id] = 0
                 timed |= {event.node_run_id} if event.timeout_seconds else set()
+            case wire.NodeStarted():
+                timed |= {event.node_run_id} if event.timeout_seconds else set()
             case wire.NodeDispatched():
                 requeues[event.node_run_id] = 0
                 timed |= {event.node_run_id} if event.timeout_seconds else set()

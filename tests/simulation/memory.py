@@ -95,6 +95,8 @@ class MemoryDatabase:
     def apply(self, writes: Writes) -> None:
         """Everything that `refuse_existing` has let pass."""
         self.transactions += 1
+        for id in writes.ended_timers:
+            self.timers.pop(id, None)
         for name, rows in writes.inserts.items():
             self.tables[name].update((row.id, row) for row in rows)
         for name, rows in writes.updates.items():

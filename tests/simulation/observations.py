@@ -51,6 +51,14 @@ class Attempted:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """Somebody outside took a node run up."""
+
+    path: Path
+    iteration: str
+
+
+@dataclass(frozen=True)
 class Failing:
     pass
 
@@ -71,7 +79,7 @@ class RunEnded:
     error_code: str | None
 
 
-Observation = Ended | Attempted | Failing | CancelRequested | RunEnded
+Observation = Ended | Attempted | Claimed | Failing | CancelRequested | RunEnded
 
 
 def same_json(one: Any, other: Any) -> bool:

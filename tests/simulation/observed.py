@@ -8,6 +8,7 @@ from schemas.messages import Event
 from tests.simulation.observations import (
     Attempted,
     CancelRequested,
+    Claimed,
     Ended,
     Failing,
     Observation,
@@ -44,6 +45,8 @@ class Observer:
                 self._idle(event, "skipped")
             case wire.NodeCancelled():
                 self._idle(event, "cancelled")
+            case wire.NodeStarted():
+                self.seen.append(Claimed(*self.places[event.node_run_id]))
             case wire.NodeRetryScheduled():
                 path, iteration = self.places[event.node_run_id]
                 self.seen.append(Attempted(path, iteration, event.attempt, event.error.code))

@@ -10,7 +10,6 @@ from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
 from schemas.messages import derive
-from schemas.outcomes import ExpireOutcome
 from schemas.runtime import RUN_ENDED, WakeNode
 
 _ENDED = ", ".join(f"'{status}'" for status in sorted(RUN_ENDED))
@@ -91,11 +90,10 @@ async def _without_timer(system: System) -> set[str]:
 async def _timers(system: System, before: float) -> None:
     """A pending node run waits for its timer: there must be one, and it must fire."""
     awaited: set[tuple[str, int]] = set()
-    pending = {str(row[0]) for row in await system.database.fetch(_DEFERRED)}
     async for row in system.stream(_TIMERS, before):
         system.report.checked["timers"] += 1
         command = _command(row["headers"], row["body"])
-        if row["late"] and (not isinstance(command, ExpireOutcome) or command.command_id in pending):
+        if row["late"]:
             system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
         if isinstance(command, WakeNode):
             awaited.add((command.node_run_id, command.attempt))
