@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import orjson
 
+from bus.folding import Folded
 from bus.lanes import Lane
+from bus.records import Partitions, event_record, rfc3339
 from bus.rows import View
 from bus.store import Advance, DeadLetter, Incoming, Logged, Out, Outcome, Timer, Writes
 from infra.db import TableSpec
@@ -27,15 +27,12 @@ from schemas.decider import (
     Missing,
     React,
     Recorded,
-    Reply,
     Settled,
 )
-from schemas.envelope import SOURCE, AnswerTo, Envelope, Headers
+from schemas.envelope import AnswerTo, Envelope
 from schemas.messages import Command, Event, Rejected, derive
 from schemas.outcomes import ExpireOutcome
-from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, MESSAGE_BYTES_MAX, REPLIES, partition_of
-
-__all__ = ["SOURCE", "Accepted", "Batch", "Partitions", "event_record"]
+from schemas.topics import COMMANDS, DEAD_LETTERS, REPLIES, partition_of
 
 
 class Condemned(NamedTuple):
@@ -72,65 +69,6 @@ class Accepted(NamedTuple):
             return self.incoming
         key = self.aggregate_id.encode()
         return Incoming(self.lane.id, -1, key, self.envelope.headers(), self.command.encode())
-
-
-@dataclass(frozen=True, slots=True)
-class Partitions:
-    """How many partitions each topic has, as recorded in Postgres."""
-
-    commands: int
-    events: int
-    dead_letters: int
-    steps: int = 12
-    replies: int = 32
-
-
-def event_record(logged: Logged, partitions: Partitions) -> Out:
-    """An event as its record on the `events` topic."""
-    r = logged.recorded
-    headers: Headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", f"{r.aggregate_id}/{r.seq}".encode()),
-        ("ce_source", b"agent-platform"),
-        ("ce_type", r.event.type.encode()),
-        ("ce_tenantid", r.tenant_id.encode()),
-        ("ce_subject", r.aggregate_id.encode()),
-        ("ce_time", rfc3339(r.at).encode()),
-        ("ce_correlationid", r.correlation_id.encode()),
-        ("ce_causationid", r.causation_id.encode()),
-        ("ce_sequence", b"%d" % r.seq),
-    ]
-    if r.actor:
-        headers.append(("ce_actor", r.actor.encode()))
-    if r.traceparent:
-        headers.append(("traceparent", r.traceparent.encode()))
-    same = partitions.events == partitions.commands  # Then a lane's number is its keys' partition on both.
-    partition = r.lane if same else partition_of(r.aggregate_id, partitions.events)
-    return Out(
-        r.lane,
-        logged.position,
-        EVENTS,
-        partition,
-        r.aggregate_id,
-        headers,
-        logged.body,
-        r.tenant_id,
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def rfc3339(seconds: float) -> str:
-    """A moment in seconds since 1970 as RFC 3339 in UTC, to the microsecond."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _reactions(
-    reactions: Sequence[tuple[str, React]], event: Event, head: Any, meta: Meta, place: int
-) -> Iterator[tuple[str, Command]]:
-    """What an event makes others do, each under a name of its own in this decision. `place`: the event's in it."""
-    for name, react in reactions:
-        for ordinal, command in enumerate(react(event, head, meta)):
-            yield f"{name}:{place}:{ordinal}", command
 
 
 @dataclass(slots=True)
@@ -211,70 +149,45 @@ class Batch:
         Raises Missing or Rejected, or whatever a defect raises, with nothing collected.
         """
         lane, command = accepted.lane, accepted.command
-        head = view.get(domain.head, accepted.aggregate_id)
-        if head is not None and head.tenant_id != meta.tenant_id:
-            if command.creates:
-                raise Rejected("id_taken", f"{accepted.aggregate_id} is taken")
-            view.hide()
-            head = None
-        if head is None and (gone := lane.aggregate(accepted.aggregate_id).gone) is not None:
-            raise refusal(gone, command, meta.tenant_id)
-        seq = head.seq if head is not None else 0
-        recorded: list[Recorded[Event]] = []
-        bodies: list[bytes] = []
-        commands: list[tuple[str, Command | After | Awaited]] = []
-        settled: list[Settled] = []
-        deferred: Deferred | None = None
-        ordinal = 0
-        for item in domain.decide[type(command)](command, view, meta):
-            if item.is_event:
-                fact = cast(Event, item)
-                seq += 1
-                event = Recorded(
-                    fact, meta.aggregate_id, seq, meta.at, meta.tenant_id, lane.id, meta.actor,
-                    meta.correlation_id, meta.message_id, meta.traceparent,
-                )  # fmt: skip
-                for row in domain.evolve(view, event):
-                    view.changed[type(row), row.id] = row
-                recorded.append(event)
-                body = fact.encode()
-                if len(body) > MESSAGE_BYTES_MAX:
-                    raise Rejected("message_too_large", f"{fact.type} is over 4 MiB", status=413)
-                bodies.append(body)
-                reactions = self._reactions.get(type(fact))
-                if reactions is not None:
-                    head = view.get(domain.head, meta.aggregate_id)
-                    commands.extend(_reactions(reactions, fact, head, meta, len(recorded)))
-            elif isinstance(item, Reply):
-                told = self._answered(item.answer_to, item.answer)
-                if told is not None:
-                    commands.append((f"reply:{len(commands)}", told))
-            elif isinstance(item, Settled):
-                if item.command_id not in self.outcomes:
-                    raise Missing(outcomes=(item.command_id,))
-                settled.append(item)
-            elif isinstance(item, Deferred):
-                deferred = item
-            else:
-                commands.append((f"decide:{ordinal}", cast("Command | After | Awaited", item)))
-                ordinal += 1
+        head = self._head(accepted, domain, meta, view)
+        folded = Folded(head.seq if head is not None else 0)
+        folded.fold(domain, command, view, meta, self._reactions, self._answered)
+        unknown = [each.command_id for each in folded.settled if each.command_id not in self.outcomes]
+        if unknown:
+            raise Missing(outcomes=unknown)
+        deferred = folded.deferred
         answer = domain.answer(command, view, meta) if accepted.external and deferred is None else None
         made = self.lane(lane)
-        made.items.extend(recorded)
-        made.bodies.extend(bodies)
-        self.events.extend(recorded)
-        for name, out in commands:
+        made.items.extend(folded.recorded)
+        made.bodies.extend(folded.bodies)
+        self.events.extend(folded.recorded)
+        for name, out in folded.commands:
             self._follow_up(accepted, meta, domain, name, out)
-        self._keep(accepted, view, sum(map(len, bodies)))
-        if recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
+        self._keep(accepted, view, sum(map(len, folded.bodies)))
+        if folded.recorded and domain.ended(view.get(domain.head, accepted.aggregate_id)):
             self.finished.append((lane, accepted.aggregate_id))
         if accepted.external and deferred is not None:
             self._defer(accepted, meta, deferred)
         elif accepted.external:
             self.conclude(accepted, "succeeded", orjson.dumps(answer), meta.at)
-        for each in settled:
+        for each in folded.settled:
             self.settle(accepted, each, meta.at)
-        return len(view.changed) + len(recorded)
+        return len(view.changed) + len(folded.recorded)
+
+    def _head(self, accepted: Accepted, domain: Domain, meta: Meta, view: View) -> Any:
+        """The header as this command may see it: another tenant's aggregate is not there, one that was removed neither.
+
+        Raises Rejected for a command that would make what is there, or was.
+        """
+        head = view.get(domain.head, accepted.aggregate_id)
+        if head is not None and head.tenant_id != meta.tenant_id:
+            if accepted.command.creates:
+                raise Rejected("id_taken", f"{accepted.aggregate_id} is taken")
+            view.hide()
+            head = None
+        if head is None and (gone := accepted.lane.aggregate(accepted.aggregate_id).gone) is not None:
+            raise refusal(gone, accepted.command, meta.tenant_id)
+        return head
 
     def _keep(self, accepted: Accepted, view: View, size: int) -> None:
         if not view.changed:

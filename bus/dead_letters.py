@@ -10,8 +10,8 @@ from typing import Any
 import asyncpg
 import orjson
 
-from bus.batch import rfc3339
 from bus.lanes import INGRESS_BASE
+from bus.records import rfc3339
 from bus.store import DeadLetter, Incoming, Log, Out
 from schemas import registry
 from schemas.envelope import Envelope, Headers, Malformed, decode_headers, header

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bus.answers import Answers
-from bus.batch import Condemned, Partitions, event_record
+from bus.batch import Condemned
 from bus.costs import Costs
 from bus.deciding import BatchSpent, DecidingTime
 from bus.domains import Domains
@@ -18,6 +18,7 @@ from bus.limits import Clock, Defences, Limits
 from bus.loading import Loader
 from bus.preparations import Background, Preparations, Unprepared
 from bus.reception import Ingress, Reception, stop
+from bus.records import Partitions, event_record
 from bus.store import Fenced, Incoming, Log, Out, Poison, Store, Unavailable, Unknown, Writes
 from bus.telemetry import SILENT, Telemetry
 from bus.transactions import Steps, Transactions

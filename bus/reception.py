@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bus.answers import Answers
-from bus.batch import Accepted, Batch, Partitions
+from bus.batch import Accepted, Batch
 from bus.dead_letters import letter_of
 from bus.lanes import Lane
 from bus.limits import Clock, Defences, Limits
+from bus.records import Partitions
 from bus.store import Incoming, Out
 from schemas import registry
 from schemas.decider import Answer

@@ -11,12 +11,13 @@ from typing import Any, Protocol, cast
 
 from bus.admission import admit, must_admit
 from bus.answers import Answers
-from bus.batch import Batch, Condemned, Partitions
+from bus.batch import Batch, Condemned
 from bus.domains import Domains
 from bus.lanes import Lane, standing
 from bus.limits import Clock, Defences
 from bus.loading import Loader
 from bus.reception import Reception
+from bus.records import Partitions
 from bus.store import Incoming, Log, Out, Poison, Store
 from bus.telemetry import INGRESS_TYPE, SILENT, BatchReport, Telemetry
 from infra.db import TableSpec

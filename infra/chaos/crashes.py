@@ -14,11 +14,11 @@ import asyncpg
 import orjson
 
 from bus import postgres
-from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
 from bus.postgres import PostgresStore
 from bus.producer import Producer
+from bus.records import Partitions
 from bus.store import Out, SendFailed, Unavailable, Unknown, Writes
 from bus.worker import DatabaseClock
 from handlers.ingress import IngressRules

@@ -11,10 +11,11 @@ import asyncpg
 
 from bus import postgres
 from bus.answers import Answers
-from bus.batch import Batch, Partitions
+from bus.batch import Batch
 from bus.dead_letters import letter_of
 from bus.lanes import INGRESS_BASE, Lane
 from bus.postgres import PostgresStore
+from bus.records import Partitions
 from bus.replay import Extent, TopicReader
 from bus.store import Advance, Claimed, DeadLetter, Incoming
 from infra import topics

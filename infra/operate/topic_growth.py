@@ -19,10 +19,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import for_code
 
 from bus import postgres
-from bus.batch import Partitions, event_record
 from bus.lanes import INGRESS_BASE
 from bus.postgres import PostgresStore
 from bus.producer import Producer
+from bus.records import Partitions, event_record
 from bus.replay import Extent, TopicReader
 from bus.store import Out
 from gateway.http.postgres import APPLICATIONS

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Limits
+from bus.records import Partitions
 from bus.worker import Worker
 from handlers.ingress import IngressRules
 from handlers.steps.executor import Executor, Heartbeats, Sweeper

@@ -8,8 +8,8 @@ import uuid
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from bus.batch import Partitions, event_record
 from bus.record_batches import batches
+from bus.records import Partitions, event_record
 from bus.store import Logged
 from infra.bench.ends import seen
 from schemas.decider import Recorded

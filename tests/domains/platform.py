@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bus.batch import Partitions
 from bus.kernel import Kernel
 from bus.limits import Defences
+from bus.records import Partitions
 from bus.store import Incoming, Out
 from infra.domains import PROJECTIONS, Installation, domains
 from schemas.envelope import Envelope

@@ -12,11 +12,11 @@ from typing import Any, Literal, cast
 import orjson
 import sqlalchemy as sa
 
-from bus.batch import Partitions
 from bus.deciding import DecidingTime
 from bus.kernel import Kernel
 from bus.limits import Defences, Limits
 from bus.preparations import Background
+from bus.records import Partitions
 from bus.store import Incoming, Out
 from infra.db import Uuid, table
 from schemas.decider import Answer, Awaited, Decision, Deferred, Domain, Meta, Recorded, Reply, Rows, Settled

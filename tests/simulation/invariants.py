@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from bus.batch import event_record
+from bus.records import event_record
 from bus.store import Out
 from infra.db import TableSpec
 from infra.domains import EVOLVE

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from bus.batch import Partitions
 from bus.lanes import INGRESS_BASE
 from bus.limits import Defences, Limits
+from bus.records import Partitions
 from bus.store import Out, Writes
 from handlers.runs.programs import Programs
 from infra.domains import PROJECTIONS

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from bus.batch import rfc3339
+from bus.records import rfc3339
 from bus.worker import DatabaseClock
 
 

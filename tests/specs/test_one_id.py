@@ -9,7 +9,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from bus.batch import Partitions
+from bus.records import Partitions
 from bus.store import Incoming, Out
 from schemas import catalog, runtime
 from schemas.envelope import Envelope

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from bus.batch import rfc3339
+from bus.records import rfc3339
 from infra.db import session
 from infra.history.replay.cloud_events import cloud_event
 from infra.history.replay.places import ReplayRefused, instant_of
