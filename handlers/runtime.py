@@ -175,10 +175,10 @@ class Runtime:
         progress = self._progress(rows, meta)
         node, iteration = progress.place(row)
         by_hand.refuse_other_holder(command, row)
-        report = {"worker": command.worker_key}
+        report = {"worker": command.worker_key, "started_at": row.started_at}
         match command.status:
             case "running":
-                yield from by_hand.claim(command, run, row, node, meta.at)
+                yield from by_hand.claim(command, run, row, node, progress.input_of(row), meta.at)
                 return
             case "completed":
                 output = command.output or {}

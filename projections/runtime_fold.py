@@ -188,6 +188,7 @@ def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Happe
         before,
         seq=recorded.seq,
         status="running",
+        input=before.input if event.input is None else event.input,
         worker=event.worker,
         lease_token=event.lease_token,
         timeout_seconds=event.timeout_seconds,

@@ -314,6 +314,7 @@ class NodeStarted(NodeEvent):
     lease_token: int
     lease_seconds: int
     timeout_seconds: float = 0.0
+    input: JsonObject | None = None
 
 
 class LeaseRenewed(NodeEvent):

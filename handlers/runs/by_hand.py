@@ -31,8 +31,13 @@ def refuse_other_holder(command: wire.SetNodeStatus, row: NodeRun) -> None:
     raise Rejected("lease_held", f"{row.leased_by or 'a worker without a key'} executes this node run")
 
 
-def claim(command: wire.SetNodeStatus, run: Run, row: NodeRun, node: Node, at: float) -> Iterator[Decision]:
-    """Lease a node run that nobody else holds, or renew its lease. Never beyond the node's own time-out."""
+def claim(
+    command: wire.SetNodeStatus, run: Run, row: NodeRun, node: Node, input: JsonObject | None, at: float
+) -> Iterator[Decision]:
+    """Lease a node run that nobody else holds, or renew its lease. Never beyond the node's own time-out.
+
+    `input`: what the worker is to work on, unless the node run has it already.
+    """
     if row.leased_by is None:
         yield wire.NodeStarted(
             node_run_id=row.id,
@@ -40,6 +45,7 @@ def claim(command: wire.SetNodeStatus, run: Run, row: NodeRun, node: Node, at: f
             lease_token=row.lease_token + 1,
             lease_seconds=command.lease_seconds,
             timeout_seconds=node.config.timeout_seconds or 0.0,
+            input=input,
         )
         return
     if run.status == "cancelling" and "/" not in row.path:

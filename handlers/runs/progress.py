@@ -15,7 +15,7 @@ from handlers.runs.run_reader import RunReader, shared_loops
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
 from schemas.decider import After, Answer, Decision, Meta, Reply, Rows
-from schemas.messages import JsonObject
+from schemas.messages import JsonObject, Rejected
 from schemas.runtime import RUN_ENDED, VALUE_BYTES_MAX, Failure, node_run_id
 from schemas.workflow.expressions import EvaluationError
 from schemas.workflow.graph import Node, Program
@@ -108,6 +108,23 @@ class Progress(RunReader):
     def execute(self, row: NodeRun) -> Iterator[Decision]:
         """Run a node run that exists and is not ready: pure ones at once, others as a step."""
         yield from self._run(*self.place(row), row)
+
+    def input_of(self, row: NodeRun) -> JsonObject | None:
+        """What a step that nobody has taken up yet is to work on; None if it has that, or takes nothing.
+
+        Raises Rejected if it cannot be filled in.
+        """
+        node, iteration = self.place(row)
+        if row.input is not None or row.leased_by is not None or node.input_value is None:
+            return None
+        try:
+            given: JsonObject = node.input_value.evaluate(self._scope(node, iteration, row))
+            check_size(given)
+        except EvaluationError as error:
+            raise Rejected("evaluation_failed", str(error)) from None
+        except NodeError as error:
+            raise Rejected(error.code, error.message) from None
+        return given
 
     def _next(self) -> Enabled | None:
         """What is enabled next; an early join may have skipped it meanwhile, or have it skipped now."""

@@ -302,3 +302,21 @@ def test_what_an_executor_answered_is_a_result_as_well() -> None:
 def test_a_claim_names_its_worker_in_history() -> None:
     flow = chain().given(claim("a", "v"), set_node("a", "completed", worker_key="v"))
     assert (flow.node("a").worker, flow.node("a").lease_token, id_of("a")) == ("v", 2, flow.node("a").id)
+
+
+def test_whoever_claims_a_node_run_gets_what_it_is_to_work_on() -> None:
+    flow = Flow("s:start a:code", "s>a", configs={"a": {"input_json": "{{inputs.n}}"}}, inputs={"n": 7})
+    flow.handle(flow.create(mode="manual"))
+    flow.handle(execute_node("s"))
+    assert flow.node("a").input is None
+    flow.handle(claim("a"))
+    assert flow.node("a").input == {"input_json": 7}
+
+
+def test_the_time_of_a_result_begins_with_the_claim() -> None:
+    flow = manual()
+    flow.at = 5.0
+    flow.handle(claim("a"))
+    flow.at = 9.0
+    flow.handle(set_node("a", "completed"))
+    assert (flow.node("a").started_at, flow.node("a").ended_at) == (5.0, 9.0)
