@@ -95,7 +95,7 @@ def publish(command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[Decisio
     version = rows.get(Version, command.version_id)
     if head is None or version is None or version.definition_id != head.id:
         raise Rejected("not_found", "no such version", status=404)
-    if version.status == "published":
+    if head.latest_published == version.id:
         return
     _refuse_archived(head)
     # Checked anew: what the draft was told may be older than the rules that hold now.
@@ -145,7 +145,7 @@ def take_check(command: TakeCheck, rows: Rows, meta: Meta) -> Iterator[Decision]
     if refusal is not None:
         yield Settled(check["command_id"], "rejected", refusal.problem() | {"version_id": version.id})
         return
-    if check["publish"] and version.status != "published":
+    if check["publish"] and head.latest_published != version.id:
         yield VersionPublished(version_id=version.id)
     shown = cast(Version, rows.get(Version, version.id))
     yield Settled(check["command_id"], "succeeded", VERSIONS_OF_KIND[shown.kind].of(shown))

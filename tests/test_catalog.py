@@ -209,6 +209,15 @@ def test_the_answer_of_a_check_finds_its_version() -> None:
     assert told == found().model_copy(update={"code": "timeout", "detail": "too late"})
 
 
+def test_an_earlier_version_is_published_again_to_roll_back() -> None:
+    later = draft(GREET, number=2).model_copy(update={"version_id": OTHER})
+    both = (draft(GREET), VersionPublished(version_id=VERSION), later, VersionPublished(version_id=OTHER))
+    given = catalog.given(CREATED, *both, started(publish=True))
+    decisions = given.when(found()).run()
+    assert decisions[:-1] == [checked(), VersionPublished(version_id=VERSION)]
+    assert given.when(CREATE).answer()["latest_published_version_id"] == VERSION
+
+
 def test_publishing_twice_is_once() -> None:
     published = VersionPublished(version_id=VERSION)
     shown = catalog.given(CREATED, draft(GREET), published).when(PUBLISH).then()
