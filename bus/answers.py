@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from bus.batch import Batch
@@ -9,8 +10,10 @@ from bus.dead_letters import text
 from bus.lanes import Lane
 from bus.store import Incoming
 from schemas.decider import Answer, Domain, Meta
-from schemas.envelope import AnswerTo, Malformed
+from schemas.envelope import AnswerTo
 from schemas.messages import PLATFORM_NAMESPACE, Command, derive
+
+log = logging.getLogger("agent_platform.kernel")
 
 
 class Answers:
@@ -20,9 +23,13 @@ class Answers:
         self._domains = {domain.name: domain for domain in domains}
 
     def command(self, answer_to: str, answer: Answer) -> Command | None:
-        """What tells the awaiting aggregate. Raises LookupError or Malformed for an address that is none of ours."""
-        address = AnswerTo.parse(answer_to)
-        return self._domains[address.domain].answered(address, answer)
+        """What tells the awaiting aggregate; None for an address that is none of ours: a stranger wrote it."""
+        try:
+            address = AnswerTo.parse(answer_to)
+            return self._domains[address.domain].answered(address, answer)
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("nobody awaits an answer at %r: %s", answer_to[:256], error)
+            return None
 
     def refused(self, batch: Batch, lane: Lane, meta: Meta, answer: Answer) -> None:
         """Tell whoever awaits the command of `meta` that it came to nothing."""
@@ -46,7 +53,4 @@ class Answers:
             correlation_id=found.get("ce_correlationid", ""),
             answer_to=answer_to,
         )
-        try:
-            self.refused(batch, lane, meta, answer)
-        except (LookupError, Malformed):
-            return  # A stranger wrote this header.
+        self.refused(batch, lane, meta, answer)

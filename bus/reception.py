@@ -21,6 +21,9 @@ from schemas.topics import COMMANDS, MESSAGE_BYTES_MAX, partition_of
 
 log = logging.getLogger("agent_platform.kernel")
 
+REDRIVE_MAX = 32_767
+"""What the inbox can hold."""
+
 
 class Ingress(Protocol):
     """Who may publish to `ingress`, and what becomes of a record there."""
@@ -95,6 +98,8 @@ class Reception:
             raise Malformed("malformed_header", "ce_id of a command must be a lower-case uuid")
         if not envelope.tenant_id:
             raise Malformed("missing_header", "ce_tenantid is required")
+        if not 0 <= envelope.redrive <= REDRIVE_MAX:
+            raise Malformed("malformed_header", f"ce_redrive must be from 0 to {REDRIVE_MAX}")
         command = registry.decode_command(
             envelope.type, record.body, trusted=not envelope.fingerprint, commands=self._commands
         )

@@ -29,8 +29,10 @@ from schemas.messages import Command, Rejected, derive
 from schemas.problems import FieldError, SpecProblem, summary
 from schemas.runtime import StartSingle
 
-CHECK_SECONDS = 120.0
+CHECK_SECONDS = 240.0
 """So long a command waits for the check of a version, with its retries."""
+EXPIRY_MARGIN_SECONDS = 2.0
+"""By so much the clocks of two workers may differ: nothing follows from a command that has been told it failed."""
 
 
 def version_id(message_id: str) -> str:
@@ -105,7 +107,13 @@ def publish(command: PublishVersion, rows: Rows, meta: Meta) -> Iterator[Decisio
 def _check(version_id: str, meta: Meta, *, publish: bool) -> Iterator[Decision]:
     """Have a version checked as a step; the outcome of the command that wants it comes with the answer."""
     check_id = derive(meta.message_id, "check")
-    yield CheckStarted(version_id=version_id, check_id=check_id, command_id=meta.message_id, publish=publish)
+    yield CheckStarted(
+        version_id=version_id,
+        check_id=check_id,
+        command_id=meta.message_id,
+        publish=publish,
+        expires_at=meta.at + CHECK_SECONDS,
+    )
     step = StartSingle(
         run_id=derive(meta.message_id, "run of the check"), step="check", inputs={"version_id": version_id}
     )
@@ -141,6 +149,8 @@ def take_check(command: TakeCheck, rows: Rows, meta: Meta) -> Iterator[Decision]
         yield Settled(check["command_id"], "failed", problem | {"version_id": version.id})
         return
     yield VersionChecked(version_id=version.id, check_id=command.check_id, problems=command.problems)
+    if meta.at >= check["expires_at"] - EXPIRY_MARGIN_SECONDS:
+        return  # Its command is told that it failed: so it must have no effect.
     refusal = _refusal(head, command.problems) if check["publish"] else None
     if refusal is not None:
         yield Settled(check["command_id"], "rejected", refusal.problem() | {"version_id": version.id})

@@ -144,6 +144,8 @@ class Runtime:
 
     def set_run_status(self, command: wire.SetRunStatus, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
+        if command.status != "cancelled":
+            _refuse_own(run)
         if run.status == command.status:
             return
         if run.status in RUN_ENDED:
@@ -169,6 +171,7 @@ class Runtime:
 
     def set_node_status(self, command: wire.SetNodeStatus, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run, row = _node_run(rows, meta, command.node_run_id)
+        _refuse_own(run)
         if row.status in NODE_ENDED:
             by_hand.refuse_other_result(command, row)
             return
@@ -375,6 +378,12 @@ def _run(rows: Rows, meta: Meta) -> Run:
     if run is None:
         raise Rejected("run_not_found", "there is no such run", status=404)
     return run
+
+
+def _refuse_own(run: Run) -> None:
+    """What the platform does for itself nobody outside answers for; it may be cancelled."""
+    if run.kind == "single":
+        raise Rejected("run_of_platform", "the platform's own runs go on by themselves")
 
 
 def _node_run(rows: Rows, meta: Meta, node_run_id: str) -> tuple[Run, NodeRun]:

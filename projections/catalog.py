@@ -74,7 +74,7 @@ def evolve(rows: Rows, recorded: Recorded[wire.CatalogEvent]) -> Iterable[Defini
             return [head, _version(head, event, recorded.at)]
         case wire.CheckStarted():
             version = _known(rows, event.version_id)
-            check = {"command_id": event.command_id, "publish": event.publish}
+            check = {"command_id": event.command_id, "publish": event.publish, "expires_at": event.expires_at}
             return [_head(rows, recorded), replace(version, checks={**version.checks, event.check_id: check})]
         case wire.VersionChecked():
             version = _known(rows, event.version_id)

@@ -122,13 +122,17 @@ class VersionCreated(Event):
 
 
 class CheckStarted(Event):
-    """A version is being checked on behalf of a command; `publish`: it is to be published if it has no errors."""
+    """A version is being checked on behalf of a command; `publish`: it is to be published if it has no errors.
+
+    `expires_at`: when the command is told that it failed (seconds since 1970). Nothing is published from then on.
+    """
 
     type: Literal["catalog.check_started"] = "catalog.check_started"
     version_id: str
     check_id: str
     command_id: str
     publish: bool = False
+    expires_at: float
 
 
 class VersionChecked(Event):

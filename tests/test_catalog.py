@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.catalog import DOMAIN, version_id
+from handlers.catalog import CHECK_SECONDS, DOMAIN, version_id
 from schemas.catalog import (
     ChangeDefinition,
     CheckFailed,
@@ -112,7 +112,8 @@ def test_a_workflow_is_not_changed_as_an_app() -> None:
 
 
 def started(*, publish: bool = False) -> CheckStarted:
-    return CheckStarted(version_id=VERSION, check_id=CHECK, command_id=MESSAGE, publish=publish)
+    expires_at = 100.0 + CHECK_SECONDS
+    return CheckStarted(version_id=VERSION, check_id=CHECK, command_id=MESSAGE, publish=publish, expires_at=expires_at)
 
 
 def found(*problems: JsonObject) -> TakeCheck:
@@ -189,6 +190,11 @@ def test_a_check_that_comes_to_nothing_is_told() -> None:
     assert [type(each) for each in decisions] == [CheckFailed, Settled]
     outcome = settled(decisions)
     assert (outcome.status, outcome.body["code"], outcome.body["version_id"]) == ("failed", "check_failed", VERSION)
+
+
+def test_what_was_told_that_it_failed_has_no_effect_later() -> None:
+    late = started(publish=True).model_copy(update={"expires_at": 101.0})
+    assert catalog.given(CREATED, draft(GREET), late).when(found()).run() == [checked()]
 
 
 def test_a_check_is_taken_once() -> None:

@@ -15,7 +15,7 @@ from schemas.workflow.node_types import NodeConfig
 
 __all__ = ["PLATFORM_VERSION_ID", "Check", "single_program"]
 
-CHECK_SECONDS_MAX: Final = 30.0
+CHECK_SECONDS_MAX: Final = 60.0
 
 
 class Check(NodeConfig):

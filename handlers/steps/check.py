@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from handlers.runs.singles import Check
+from handlers.steps.code import SandboxBusy
 from handlers.steps.port import StepCall, StepFailed, StepResult
 from projections.catalog import Version
 from schemas.problems import SpecProblem
@@ -34,7 +35,10 @@ class Checker:
         version = await self._load(str(call.input["version_id"]))
         if version is None or version.tenant_id != call.tenant_id:
             raise StepFailed("version_not_found", "there is no such version", retryable=False)
-        return StepResult({"problems": await asyncio.to_thread(problems_of, version.spec, self._check_code)})
+        try:
+            return StepResult({"problems": await asyncio.to_thread(problems_of, version.spec, self._check_code)})
+        except SandboxBusy as busy:
+            raise StepFailed("sandbox_busy", str(busy)) from None
 
 
 def problems_of(spec: Any, check_code: CheckCode | None = None) -> list[SpecProblem]:

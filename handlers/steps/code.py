@@ -46,6 +46,7 @@ RECURSION_DEPTH_MAX: Final = 200
 SUSPENSIONS_MAX: Final = 100  # Each is one question to us (a file, a sleep, an unknown name): answered with no.
 RUNS_PER_WORKER_MAX: Final = 1_000
 CHECK_SECONDS_MAX: Final = 2.0
+QUEUE_SECONDS_MAX: Final = 20.0  # For the turn of a check: says nothing about its code.
 DEAD_WORKERS_MAX: Final = 4  # Workers that may turn out to be dead before one runs the code.
 DEAD_SECONDS_MAX: Final = 0.1  # A worker that was dead already fails at once: so soon after it was taken.
 KILL_GRACE_SECONDS: Final = 1.0  # How long the interpreter may take to notice that its time is up.
@@ -100,6 +101,10 @@ os.execve(monty, [monty, *arguments], {})
 
 class SandboxUnavailable(Exception):
     """Code nodes cannot be run here; the message says why. There is no other way to run them."""
+
+
+class SandboxBusy(Exception):
+    """A check did not have its turn: later it may."""
 
 
 class _Run:
@@ -242,7 +247,8 @@ class CodeRunner:
     def check(self, code: str) -> str | None:
         """Why the code can never run in the sandbox, with the way out; None if nothing speaks against it.
 
-        Blocks for about a millisecond, at most twice CHECK_SECONDS_MAX. Compiles in the sandbox; runs nothing of it.
+        Blocks for about a millisecond, at most twice CHECK_SECONDS_MAX from when its turn comes. Compiles in the
+        sandbox; runs nothing of it. Raises SandboxBusy if its turn does not come in QUEUE_SECONDS_MAX.
         """
         pool = self._pool
         if pool is None:
@@ -251,10 +257,16 @@ class CodeRunner:
             return f"the code is longer than {CODE_BYTES_MAX} bytes; split it over several nodes"
         for _ in range(2):  # A worker may have been killed from outside; code that kills it does so again.
             with suppress(MontyCrashedError, StillBusy):
-                return self._check_thread.submit(self._check, pool, code).result(CHECK_SECONDS_MAX)
+                begun = threading.Event()
+                checking = self._check_thread.submit(self._check, pool, code, begun)
+                if not begun.wait(QUEUE_SECONDS_MAX):
+                    checking.cancel()
+                    raise SandboxBusy("the code sandbox is busy with other checks")
+                return checking.result(CHECK_SECONDS_MAX)
         return "the code cannot be compiled within the sandbox's limits; make it simpler"
 
-    def _check(self, pool: Monty, code: str) -> str | None:
+    def _check(self, pool: Monty, code: str, begun: threading.Event) -> str | None:
+        begun.set()
         with _checkout(pool, CHECK_SECONDS_MAX) as session:
             try:
                 session.feed_run(_STOP + code)

@@ -16,8 +16,8 @@ class StepKind:
 
 CODE_AT_ONCE = 64
 """More than run at once, so that the sandbox never waits for a claim."""
-CHECKS_AT_ONCE = 4
-"""They are parsed in threads of this process."""
+CHECKS_AT_ONCE = 2
+"""They are parsed in threads of this process, and share the one thread that asks the sandbox about code."""
 CHECK_TIMEOUT_SECONDS = 60.0
 MODEL_TIMEOUT_SECONDS = 600.0
 

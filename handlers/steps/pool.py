@@ -114,6 +114,10 @@ class StepPool:
     def room(self, kind: str) -> int:
         return 0 if self._closed else self._room.get(kind, 0)
 
+    def capacity(self, kind: str) -> int:
+        """How many steps of a kind may be held at once."""
+        return self._capacity.get(kind, 0)
+
     @property
     def kinds(self) -> list[str]:
         return [kind for kind in self.performers if self._capacity.get(kind)]

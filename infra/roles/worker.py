@@ -141,7 +141,7 @@ def _fallback(parts: StepParts, settings: Settings) -> tuple[Executor, StepPool,
     leases = Leases(parts.database, f"{parts.owner}/fallback", settings.lease_seconds)
     pool = StepPool(
         parts.pool.performers,
-        dict.fromkeys(parts.pool.kinds, FALLBACK_AT_ONCE),
+        {kind: min(FALLBACK_AT_ONCE, parts.pool.capacity(kind)) for kind in parts.pool.kinds},
         owner=f"{parts.owner}/fallback",
         deliver=undeliverable,
         abandon=leases.abandon,

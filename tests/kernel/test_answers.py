@@ -68,6 +68,26 @@ async def test_nobody_outside_can_say_whom_to_tell() -> None:
     assert len(platform.notes("victim")) == 1
 
 
+@pytest.mark.parametrize("address", ["bad", "a/b/c", "nope/x/y/z", "toy/not-an-id/s/w", "toy//s/w"])
+@pytest.mark.parametrize("how", ["refuse", "raise", "answer"])
+async def test_an_address_that_names_nobody_harms_nobody(address: str, how: str) -> None:
+    platform = Platform()
+    await made(platform, "works", "other")
+    await platform.feed(platform.command(Do(toy_id=named("works"), how=how), external=False, answer_to=address))
+    assert (await platform.do("works"))["status"] == "succeeded"
+    assert all(not lane.stopped for lane in platform.kernel.lanes.values())
+
+
+@pytest.mark.parametrize("redrive", [b"70000", b"-1", b"99999999999999999999"])
+async def test_a_number_that_the_inbox_cannot_hold_is_a_dead_letter(redrive: bytes) -> None:
+    platform = Platform()
+    await made(platform, "works")
+    out = platform.command(Do(toy_id=named("works")), external=False)
+    await platform.feed(out._replace(headers=[*out.headers, ("ce_redrive", redrive)]))
+    assert [letter.code for letter in platform.database.letters.values()] == ["malformed_header"]
+    assert (await platform.do("works"))["status"] == "succeeded"
+
+
 async def test_a_letter_whose_sender_was_told_is_not_tried_again() -> None:
     platform = Platform()
     await made(platform, "asks", "works")

@@ -92,6 +92,7 @@ class Flow:
     share: int = 256
     inputs: JsonObject = field(default_factory=dict)
     configs: dict[str, Any] = field(default_factory=dict)
+    answer_to: str = ""
 
     def __post_init__(self) -> None:
         self.version = Version(
@@ -149,7 +150,7 @@ class Flow:
     def handle(self, command: Command, tenant_id: str = TENANT) -> list[Decision]:
         self.messages += 1
         self.tables.tenant_id = tenant_id
-        meta = Meta(derive(RUN, f"message {self.messages}"), tenant_id, RUN, self.at)
+        meta = Meta(derive(RUN, f"message {self.messages}"), tenant_id, RUN, self.at, answer_to=self.answer_to)
         decided = []
         for decision in self.domain.decide[type(command)](command, self.tables, meta):
             decided.append(decision)
