@@ -29,12 +29,17 @@ NAMES = (
     " begins", "a:b", "*", "客户", "-D", "~", "a;b", "&", "l" * 200,
 )  # fmt: skip
 UGLY = "é a,b x\\tn %41 ' \" $HOME #= ends "
+PLACES = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))
+
+
+def all_may_pass(folder: Path) -> bool:
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
 
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A folder that everybody may pass, whatever pytest's own is."""
-    made = Path(tempfile.mkdtemp(prefix="ap-p-"))
+    """A folder that everybody may pass, whatever pytest's own and TMPDIR are."""
+    made = Path(tempfile.mkdtemp(prefix="ap-p-", dir=next(filter(all_may_pass, PLACES))))
     made.chmod(0o755)
     yield made
     shutil.rmtree(made, ignore_errors=True)
