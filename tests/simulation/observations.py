@@ -19,16 +19,74 @@ class Success:
 
 @dataclass(frozen=True)
 class Failure:
+    """`output` and `text`: what it left all the same."""
+
     code: str
     retryable: bool = True
+    output: Any = None
+    text: str | None = None
 
 
-Effects = Callable[[Path, str, int], Success | Failure]
+@dataclass(frozen=True)
+class Verdict:
+    """How a person's task ended. `late`: so many seconds after its time, if that is told."""
+
+    status: Literal["approved", "rejected", "completed", "expired", "cancelled"]
+    response: Any = None
+    by: str | None = None
+    late: float | None = None
+
+
+@dataclass(frozen=True)
+class ChildEnd:
+    """How a child run ended; `refused`: it never was."""
+
+    status: Literal["completed", "failed", "compensated", "cancelled", "refused"]
+    output: Any = None
+    text: str | None = None
+    code: str = ""
+
+
+Answer = Success | Failure | Verdict | ChildEnd
+Effects = Callable[[Path, str, int], Answer | None]
+"""What is answered to an attempt; None: nothing, a task stays open or a child goes on until the end."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """An attempt was handed out: to executors, to a person or to a child run, which is given `inputs`."""
+
+    path: Path
+    iteration: str
+    attempt: int
+    on: Literal["step", "task", "run"] = "step"
+    inputs: Any = None
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """A node run went back to wait for its turn."""
+
+    path: Path
+    iteration: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    by: Literal["self", "parent"] = "self"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    by: Literal["self", "parent"] = "self"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A node run ended. `leased`: it answered from a lease while the run was failing or being cancelled."""
+    """A node run ended. `leased`: it answered while the run was failing or being cancelled.
+
+    `by_hand`: somebody outside said so.
+    """
 
     path: Path
     iteration: str
@@ -38,6 +96,7 @@ class Ended:
     output_text: str | None
     error_code: str | None
     leased: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +138,8 @@ class RunEnded:
     error_code: str | None
 
 
-Observation = Ended | Attempted | Claimed | Failing | CancelRequested | RunEnded
+OfNodes = Ended | Attempted | Claimed | Began | Withheld
+Observation = OfNodes | Failing | CancelRequested | Paused | Resumed | RunEnded
 
 
 def same_json(one: Any, other: Any) -> bool:
@@ -98,8 +158,6 @@ def same(seen: Ended | Attempted, legal: Ended | Attempted, *, leased: bool = Fa
         return True
     if max(seen.attempt, 1) != legal.attempt:
         return False
-    if seen.status == "failed":
-        return True
     return seen.output_text == legal.output_text and same_json(seen.output, legal.output)
 
 

@@ -118,24 +118,26 @@ class CompensatesOnlyTheLastIteration(Spec):
 
 
 class ReadsTheFirstIteration(Spec):
-    def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
-        scope = super()._scope(node, compensates)
+    def scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
+        scope = super().scope(node, compensates)
         for run, ended in reversed(self.completed):
             scope["nodes"][run.node]["output"] = ended.output
         return scope
 
 
 class ForgetsErrors(Spec):
-    def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
-        scope = super()._scope(node, compensates)
+    def scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
+        scope = super().scope(node, compensates)
         nodes = {name: {**known, "error": None} for name, known in scope["nodes"].items()}
         return {**scope, "nodes": nodes}
 
 
 class StateIsNotShared(Spec):
-    def _learn(self, node: str, seen: Ended) -> None:
-        if self.graph.kind[node] == "start":
-            super()._learn(node, seen)
+    def learn(self, run: NodeRun, node: str, seen: Ended) -> None:
+        before = self.state
+        super().learn(run, node, seen)
+        if self.graph.kind[node] != "start":
+            self.state = before
 
 
 class OnlyTheLastEndCounts(Spec):

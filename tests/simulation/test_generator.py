@@ -11,6 +11,7 @@ from schemas.workflow.dsl import parse
 from tests.simulation.generator import Scenario, features, generate
 from tests.simulation.interpreter import (
     Attempted,
+    Began,
     CancelRequested,
     Ended,
     Failing,
@@ -20,6 +21,7 @@ from tests.simulation.interpreter import (
     run,
 )
 from tests.simulation.loops import Graph
+from tests.simulation.observations import IDLE
 
 FEATURES = """
     answer | answer text | assigner | backoff exponential | cases | code | compensation | compensation pure
@@ -135,8 +137,16 @@ def dropped(scenario: Scenario, seen: list[Observation]) -> Iterator[list[Observ
     everything = isinstance(last, RunEnded) and last.status == "completed"
     for at, one in enumerate(seen):
         compensation = isinstance(one, Ended) and "/" in one.path
+        told_at_times = isinstance(one, Began) and one.on == "step"
+        if told_at_times or (isinstance(one, Attempted) and _withdrawn(seen, one)):
+            continue
         if everything or compensation or isinstance(one, Failing | RunEnded):
             yield replaced(seen, at)
+
+
+def _withdrawn(seen: list[Observation], attempted: Attempted) -> bool:
+    place = (attempted.path, attempted.iteration)
+    return any(isinstance(one, Ended) and (one.path, one.iteration) == place and one.status in IDLE for one in seen)
 
 
 def doubled(scenario: Scenario, seen: list[Observation]) -> Iterator[list[Observation]]:
