@@ -3,65 +3,23 @@
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.simulation import waiting_nodes
 from tests.simulation.features import features
-from tests.simulation.observations import CancelRequested, Failure, Path, Success
+from tests.simulation.observations import CancelRequested, Path
+from tests.simulation.scenarios import NEVER, Behaviour, Oracle, Scenario, Wanted
 
 __all__ = ["Behaviour", "Oracle", "Scenario", "features", "generate"]
 
 NODES_MIN = 3
 NODES_MAX = 40
+CHILD_NODES_MAX = 12
+NESTED_MAX = 3
 Out = tuple[str, str | None]  # An edge without a target yet: its source and its label.
 LOOP_DEPTH_MAX = 3
-NEVER = 1_000
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """Its first `attempts` fail in a `share` of the iterations, and in those below `until`."""
-
-    share: float = 0.0
-    attempts: int = NEVER
-    until: int = 0
-    code: str = "effect_failed"
-    retryable: bool = True
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """What the stub effect answers; a pure function of the seed, the path, the iteration and the attempt."""
-
-    seed: int
-    behaviours: Mapping[Path, Behaviour]
-
-    def __call__(self, path: Path, iteration: str, attempt: int) -> Success | Failure:
-        behaviour = self.behaviours.get(path, Behaviour())
-        chance = random.Random(f"{self.seed} {path} {iteration}")
-        last = int(iteration.rpartition(".")[2])
-        if (chance.random() < behaviour.share or last < behaviour.until) and attempt <= behaviour.attempts:
-            return Failure(behaviour.code, behaviour.retryable)
-        output = {
-            "n": chance.randrange(10),
-            "again": chance.random() < 0.5,
-            "items": [chance.choice("abc") for _ in range(chance.randrange(4))],
-            "attempt": attempt,
-        }
-        return Success(output, f"{path} {iteration}" if chance.random() < 0.8 else None)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One simulated run: the workflow, its inputs, its effects, and when it is cancelled, if it is."""
-
-    seed: int
-    dsl: dict[str, Any]
-    inputs: dict[str, Any]
-    effects: Oracle
-    cancel: CancelRequested | None = None
-    cancel_after_ends: int = 0
 
 
 @dataclass
@@ -81,24 +39,30 @@ class Around:
 
 
 def generate(seed: int) -> Scenario:
-    builder = grown(seed)
+    builder = grown(str(seed))
+    scenario = scenario_of(builder, seed)
     chance = builder.chance
-    cancelled = chance.random() < 0.15
+    if chance.random() >= 0.15:
+        return scenario
+    cancel = CancelRequested(compensate=chance.random() < 0.5)
+    return replace(scenario, cancel=cancel, cancel_after_ends=chance.randrange(2 * len(builder.nodes)))
+
+
+def scenario_of(builder: "Builder", seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         dsl={"nodes": builder.nodes, "edges": builder.edges},
         inputs=builder.inputs,
-        effects=Oracle(seed, builder.behaviours),
-        cancel=CancelRequested(compensate=chance.random() < 0.5) if cancelled else None,
-        cancel_after_ends=chance.randrange(2 * len(builder.nodes)) if cancelled else 0,
+        effects=Oracle(seed, builder.behaviours, builder.people, builder.children),
     )
 
 
-def grown(seed: int) -> "Builder":
+def grown(seed: str, nested: int = 0) -> "Builder":
+    """A workflow; `nested`: how many others it is started by."""
     for attempt in itertools.count():
-        builder = Builder(f"{seed} {attempt}")
+        builder = Builder(f"{seed} {attempt}", nested)
         builder.workflow()
-        if NODES_MIN <= len(builder.nodes) <= NODES_MAX:
+        if NODES_MIN <= len(builder.nodes) <= (CHILD_NODES_MAX if nested else NODES_MAX):
             return builder
     raise AssertionError
 
@@ -110,20 +74,27 @@ class Builder:
     effects answer) < `state` (assigners read facts) < text templates < JSON templates, answers, ends.
     """
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, nested: int = 0) -> None:
+        self.seed = seed
+        self.nested = nested
         self.chance = random.Random(seed)
         self.nodes: list[dict[str, Any]] = []
         self.edges: list[dict[str, Any]] = []
         self.inputs: dict[str, Any] = {}
         self.behaviours: dict[Path, Behaviour] = {}
-        self.size = self.chance.choice([3, 6, 10, 15, 20, 25])
+        self.people: dict[str, tuple[Wanted, ...]] = {}
+        self.children: dict[str, Scenario | str] = {}
+        self.size = self.chance.choice([3, 6] if nested else [3, 6, 10, 15, 20, 25])
         self.fatal = self.chance.choice([0, 0, 1, 2])  # How many failures nobody handles.
         self.trouble = 0.5 if self.fatal else self.chance.choice([0.0, 0.1, 0.3])  # Share of effects that fail.
         self.compensated = self.chance.choice([0.0, 0.3, 0.7])
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
+        self.asks = self.likely(0.35)
+        self.starts = self.likely(0.35) and nested < NESTED_MAX
         self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
         self.state = ["state.a", "state.客户", "state.amount", "state.missing.deep"]
         self.texts: list[str] = []
+        self.fails = False
         self.conditions = ["inputs.flag", "state.a == 'yes'", "inputs.amount >= 5", "state.客户 != null"]
 
     def likely(self, probability: float) -> bool:
@@ -233,6 +204,7 @@ class Builder:
             choices += [self.step, self.step, self.branch, self.branch, self.fan, self.fan, self.handled]
             choices += [self.loop, self.loop] if len(loops) < LOOP_DEPTH_MAX else []
             choices += [self.jump, self.jump] if loops else []
+            choices += waiting_nodes.fragments(self, loops)
         return self.chance.choice(choices)(loops)
 
     def sequence(self, loops: list[Around], length: int) -> Fragment:
@@ -312,9 +284,11 @@ class Builder:
         return Fragment(fork.entry, outs)
 
     def handled(self, loops: list[Around]) -> Fragment:
-        """An effect that fails at times, and an edge for that."""
+        """An effect that fails at times, and an edge for that, behind which the error is known."""
         node = self.effect(troubled=False)
-        self.behaviours[node] = Behaviour(0.5, code="payment_refused", retryable=self.likely(0.5))
+        leaves = {"n": 3} if self.likely(0.3) else None
+        self.behaviours[node] = Behaviour(0.5, code="payment_refused", retryable=self.likely(0.5), leaves=leaves)
+        self.facts.append(f"nodes.{node}.error.code")
         failed: list[Out] = [(node, "failed")]
         outs = self.follow(failed, loops).outs if self.likely(0.7) else failed
         return Fragment(node, [(node, None), *outs])
@@ -494,15 +468,24 @@ class Builder:
 
     def make_fail(self, node: str, config: dict[str, Any]) -> None:
         attempts = self.chance.choice([1, 2, NEVER])
-        self.behaviours[node] = Behaviour(0.7, attempts, code="upstream_down", retryable=self.likely(0.8))
+        leaves = {"n": 7, "items": ["left"]} if self.likely(0.3) else None
+        self.behaviours[node] = Behaviour(
+            0.7, attempts, code="upstream_down", retryable=self.likely(0.8), leaves=leaves
+        )
         if self.likely(0.7):
             config["retry_policy"] = self.retry_policy()
+        self.make_good(config)
+
+    def make_good(self, config: dict[str, Any]) -> None:
+        """What may fail goes on all the same, unless a failure that nobody handles is wanted."""
+        self.fails = True
         if self.fatal:
             self.fatal -= 1
         elif self.likely(0.5):
             config["on_error"] = "continue"
         else:
-            config |= {"on_error": "default", "default_output": {"n": 5, "again": False, "items": ["d"]}}
+            config["on_error"] = "default"
+            config.setdefault("default_output", {"n": 5, "again": False, "items": ["d"]})
 
     def retry_policy(self) -> dict[str, Any]:
         return {
@@ -520,8 +503,13 @@ class Builder:
 
     def undo(self) -> str:
         node = f"undo-{len(self.nodes)}"
+        if self.asks and self.likely(0.25):
+            return waiting_nodes.asking_to_undo(self, node)
+        if self.starts and self.likely(0.25):
+            return waiting_nodes.child_to_undo(self, node)
         if self.likely(0.2):
-            config: dict[str, Any] = {"template": "undo {{current.compensates}}, " + self.text(self.facts)}
+            said = "undo {{current.compensates}} for {{current.error.code}}, " + self.text(self.facts)
+            config: dict[str, Any] = {"template": said}
             self.nodes.append({"id": node, "type": "template-transform", "config": config})
             return node
         config = {"language": "python", "code": "result = payload"}

@@ -58,6 +58,7 @@ from tests.simulation.spec import MAX_ITERATIONS_DEFAULT, RUN, SKIP, Spec
 __all__ = [
     "MAX_ITERATIONS_DEFAULT",
     "RUN",
+    "RUN_ID",
     "SKIP",
     "Attempted",
     "Began",
@@ -82,6 +83,8 @@ __all__ = [
 
 DIFFERENCES_MAX = 20
 MOVES_MAX = 2_000
+RUN_ID = "4d1f0c2e-7b1d-4c11-8f60-2f7d5a1e9b42"
+"""Of a run that is no platform's."""
 
 
 def check(
@@ -115,7 +118,7 @@ def run(
     effects: Effects,
     order: random.Random,
     *,
-    run_id: str = "run",
+    run_id: str = RUN_ID,
     cancel: CancelRequested | None = None,
     cancel_after_ends: int = 0,
     prompt: bool = False,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.simulation.generator import generate
-from tests.simulation.interpreter import MAX_ITERATIONS_DEFAULT, RUN, SKIP, Spec, check, drive
+from tests.simulation.interpreter import MAX_ITERATIONS_DEFAULT, RUN, RUN_ID, SKIP, Spec, check, drive
 from tests.simulation.loops import Edge, Flow, Instance, NodeRun
 from tests.simulation.observations import Ended, Failure
 
@@ -229,12 +229,12 @@ FAULTS = [fault for fault in Spec.__subclasses__() if fault.__module__ == __name
 
 def noticed(fault: type[Spec], seed: int) -> bool:
     scenario = generate(seed)
-    spec = fault(scenario.dsl, scenario.inputs, "run", scenario.effects, prompt=True)
+    spec = fault(scenario.dsl, scenario.inputs, RUN_ID, scenario.effects, prompt=True)
     try:
         seen = drive(spec, random.Random(seed), scenario.cancel, scenario.cancel_after_ends)
     except RuntimeError:
         return True  # It got stuck.
-    return bool(check(scenario.dsl, scenario.inputs, "run", seen, scenario.effects, prompt=True))
+    return bool(check(scenario.dsl, scenario.inputs, RUN_ID, seen, scenario.effects, prompt=True))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])

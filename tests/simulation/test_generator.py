@@ -10,6 +10,7 @@ import pytest
 from schemas.workflow.dsl import parse
 from tests.simulation.generator import Scenario, features, generate
 from tests.simulation.interpreter import (
+    RUN_ID,
     Attempted,
     Began,
     CancelRequested,
@@ -55,7 +56,7 @@ def play(scenario: Scenario, order: int = 0, *, prompt: bool = False) -> list[Ob
 
 
 def judge(scenario: Scenario, seen: Sequence[Observation], *, prompt: bool = False) -> list[str]:
-    return check(scenario.dsl, scenario.inputs, "run", seen, scenario.effects, prompt=prompt)
+    return check(scenario.dsl, scenario.inputs, RUN_ID, seen, scenario.effects, prompt=prompt)
 
 
 # Generated runs.

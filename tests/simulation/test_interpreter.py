@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.simulation.interpreter import (
+    RUN_ID,
     Attempted,
     CancelRequested,
     Ended,
@@ -41,7 +42,7 @@ class Flow:
         flat: list[Observation] = []
         for one in seen:
             flat += one if isinstance(one, list) else [one]
-        return check(self.dsl, inputs or {}, "run", flat, self.effects)
+        return check(self.dsl, inputs or {}, RUN_ID, flat, self.effects)
 
     def accepts(self, *seen: Observation | list[Observation], inputs: Config | None = None) -> None:
         assert self.judge(*seen, inputs=inputs) == []
@@ -164,8 +165,8 @@ def test_whatever_waits_for_nothing_ends_before_the_next_effect_if_promptness_is
     config: Config = {"join_policy": "any_completed"}
     flow = Flow("s:code a:code b:code c:code j:join", "s>a s>b a>j b>j b>c", j=config)
     lazy = [*did("s a b"), gave("j", {}), *did("c"), completed({"j": {}, "c": LEAF})]
-    assert check(flow.dsl, {}, "run", lazy, flow.effects) == []
-    assert "j 1 should have ended" in check(flow.dsl, {}, "run", lazy, flow.effects, prompt=True)[0]
+    assert check(flow.dsl, {}, RUN_ID, lazy, flow.effects) == []
+    assert "j 1 should have ended" in check(flow.dsl, {}, RUN_ID, lazy, flow.effects, prompt=True)[0]
 
 
 # Loops.
