@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bus.lanes import INGRESS_BASE
 from bus.store import Out
@@ -14,8 +15,10 @@ from schemas import catalog as catalog_wire
 from schemas import runtime as wire
 from schemas.envelope import Envelope
 from schemas.messages import Command, derive, natural_id
+from tests.simulation.attendants import Attendants
 from tests.simulation.generator import Behaviour, Oracle, Scenario, generate
-from tests.simulation.observations import Success
+from tests.simulation.observations import Path, Success
+from tests.simulation.observed import BY_HAND
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -45,13 +48,22 @@ class Request:
 
 @dataclass
 class Started:
-    """A run that was wanted: what it is made of. `poisoned`: the database refuses what its step answers."""
+    """A run that was wanted: what it is made of. `poisoned`: the database refuses what its step answers.
+
+    `parent`: the node run that started it, `root`: the run above all; `depth`: how many are above it.
+    """
 
     id: str
     tenant_id: str
     scenario: Scenario
     poisoned: bool = False
     ends: int = 0
+    parent: str = ""
+    root: str = ""
+    depth: int = 0
+
+
+Attempt = tuple[Started, Path, str, int]
 
 
 class Clients:
@@ -59,6 +71,7 @@ class Clients:
         self.world = world
         self.requests: list[Request] = []
         self.started: dict[str, Started] = {}
+        self.asked: dict[str, Attempt] = {}  # Whose task it is.
         self.junk: set[tuple[str, int, int]] = set()
 
     async def ask(self, command: Command, tenant_id: str, *, poisoned: bool = False) -> str:
@@ -107,7 +120,28 @@ class Clients:
         waits += [self._step(started)] if mode == "manual" else []
         waits += [self._outside_worker(started)] if chance.random() < 0.1 else []
         waits += [self._vanishing_worker(started)] if chance.random() < 0.1 else []
-        await asyncio.gather(*waits)
+        await asyncio.gather(*waits, *self._attendants(started))
+
+    def _attendants(self, started: Started) -> list[Coroutine[Any, Any, None]]:
+        chance, attendants = self.world.chance, Attendants(self, started)
+        found = [attendants.people()]
+        found += [attendants.pauses()] if chance.random() < 0.3 else []
+        found += [attendants.cancels_a_child()] if chance.random() < 0.15 else []
+        found += [attendants.by_hand()] if chance.random() < 0.15 else []
+        return found
+
+    def waits(self, row: NodeRun, on: str, wait_id: str) -> None:
+        """A node run waits for a task or a child run: who that is, and what it is made of."""
+        parent = self.started.get(row.run_id)
+        if parent is None or on == "timer":
+            return
+        attempt = (row.path, row.iteration, row.attempt)
+        if on == "task":
+            self.asked[wait_id] = (parent, *attempt)
+        elif scenario := parent.scenario.effects.child(*attempt):
+            self.started[wait_id] = Started(
+                wait_id, parent.tenant_id, scenario, parent=row.id, root=parent.root, depth=parent.depth + 1
+            )
 
     def _hurried(self, scenario: Scenario) -> Scenario:
         """The scenario with a limit on the time of some of its effects."""
@@ -120,18 +154,26 @@ class Clients:
     async def _start(
         self, scenario: Scenario, tenant_id: str, code: str, mode: str = "auto", *, poisoned: bool = False
     ) -> Started:
-        await self.ask(catalog_wire.CreateDefinition(kind="workflow", code=code, name=code), tenant_id)
-        definition = catalog_wire.definition_id(tenant_id, "workflow", code)
-        version = catalog_wire.CreateVersion(
-            definition_id=definition, kind="workflow", spec=scenario.dsl, status="published"
-        )
-        while await self.ask(version, tenant_id) == "failed":
-            """Its check was lost with several executors: a version is made anew."""
+        definition = await self._define(scenario, tenant_id, code)
         run_id = self.world.new_id()
-        started = self.started[run_id] = Started(run_id, tenant_id, scenario, poisoned)
+        started = self.started[run_id] = Started(run_id, tenant_id, scenario, poisoned, root=run_id)
         body = {"run_id": run_id, "workflow_id": definition, "inputs": scenario.inputs, "mode": mode}
         await self.ask(wire.CreateRun.model_validate(body), tenant_id)
         return started
+
+    async def _define(self, scenario: Scenario, tenant_id: str, code: str) -> str:
+        """Publish a workflow, after those that it starts."""
+        dsl = copy.deepcopy(scenario.dsl)
+        for node in dsl["nodes"]:
+            child = scenario.effects.children.get(node["id"])
+            if isinstance(child, Scenario):
+                node["config"]["workflow_id"] = await self._define(child, tenant_id, f"{code}/{node['id']}")
+        await self.ask(catalog_wire.CreateDefinition(kind="workflow", code=code, name=code), tenant_id)
+        definition = catalog_wire.definition_id(tenant_id, "workflow", code)
+        version = catalog_wire.CreateVersion(definition_id=definition, kind="workflow", spec=dsl, status="published")
+        while await self.ask(version, tenant_id) == "failed":
+            """Its check was lost with several executors: a version is made anew."""
+        return definition
 
     async def _cancel_in_time(self, started: Started) -> None:
         cancel = started.scenario.cancel
@@ -179,7 +221,7 @@ class Clients:
             if row is None or row.node_type != "code" or row.node_id not in once:
                 continue
             answer = started.scenario.effects(row.path, row.iteration, row.attempt)
-            names = {"run_id": started.id, "node_run_id": row.id, "worker_key": "outside"}
+            names = {"run_id": started.id, "node_run_id": row.id, "worker_key": BY_HAND}
             if isinstance(answer, Success):
                 await self.ask(wire.SetNodeStatus(**names, status="running"), started.tenant_id)
                 done = wire.SetNodeStatus(**names, status="completed", output=answer.output, output_text=answer.text)

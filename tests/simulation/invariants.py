@@ -16,40 +16,58 @@ from infra.domains import EVOLVE
 from projections.fold import FoldRows
 from projections.runtime import UNLISTED
 from schemas import catalog as catalog_wire
+from schemas import human as human_wire
 from schemas import registry
 from schemas import runtime as wire
 from schemas.decider import Recorded
 from schemas.envelope import decode_headers
 from schemas.messages import Event
 from schemas.topics import COMMANDS, EVENTS, REPLIES
-from tests.simulation.interpreter import Effects, Failure, Path, Success, check
+from tests.simulation.interpreter import check
 from tests.simulation.observed import observe
+from tests.simulation.told import answers
+from tests.simulation.waiting_invariants import RULES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-REQUEUES_MAX = 5
 Histories = dict[str, list[Recorded[Event]]]
 
 
 def violations(world: World) -> list[str]:
     histories = _histories(world)
     found: list[str] = []
-    for rule in (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds, _listed):
-        found += [f"{rule.__name__[1:]}: {problem}" for problem in rule(world, histories)]
+    rules = (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds, _listed, *RULES)
+    for rule in rules:
+        found += [f"{rule.__name__.lstrip('_')}: {problem}" for problem in rule(world, histories)]
+    forced = _forced(world)
     for run_id, started in world.clients.started.items():
         history = histories.get(run_id, [])
         if started.poisoned:
             found += _poisoned_end(history)
             continue
+        if not history:
+            continue  # A child that never began is another rule's.
+        effects = answers(run_id, started.scenario, histories)
         differences = check(
-            started.scenario.dsl,
-            started.scenario.inputs,
-            run_id,
-            observe(history),
-            _with_losses(started.scenario.effects, history),
+            started.scenario.dsl, _inputs(history), run_id, observe(history, forced), effects, depth=started.depth
         )
         found += [f"interpreter: run {run_id}: {difference}" for difference in differences[:3]]
+    return found
+
+
+def _inputs(history: list[Recorded[Event]]) -> dict[str, Any]:
+    created = history[0].event
+    return created.inputs if isinstance(created, wire.RunCreated) else {}
+
+
+def _forced(world: World) -> set[str]:
+    """The ids of the commands that cancel by force."""
+    found = set()
+    for out in world.log.topic(COMMANDS):
+        headers = dict(out.headers)  # Rubbish is there as well.
+        if headers.get("ce_type") == b"runtime.cancel_run" and orjson.loads(out.body).get("force"):
+            found.add(headers["ce_id"].decode())
     return found
 
 
@@ -184,6 +202,11 @@ def _made_once(command: object, made: list[str]) -> bool:
             return made.count("runtime.run_cancelling") <= 1
         case wire.ExecuteRun() | wire.ExecuteNode() | wire.SetNodeStatus():
             return True
+        case wire.PauseRun() | wire.ResumeRun():
+            wanted = "runtime.run_paused" if isinstance(command, wire.PauseRun) else "runtime.run_resumed"
+            return not made or (made[0] == wanted and made.count(wanted) == 1)
+        case human_wire.TaskCommand():
+            return len(made) <= 1
         case catalog_wire.CreateDefinition():
             return made == ["catalog.definition_created"]
         case catalog_wire.CreateVersion():
@@ -265,36 +288,3 @@ def _difference(spec: TableSpec, folded: Any, stored: Any) -> str:
         for each in fields(spec.row)
         if each.name not in spec.operational and getattr(folded, each.name) != getattr(stored, each.name)
     )
-
-
-def _with_losses(effects: Effects, history: list[Recorded[Event]]) -> Effects:
-    """The effects, but where time ran out, or the fifth executor was lost, that is what happened."""
-    lost: dict[tuple[Path, str, int], Failure] = {}
-    places: dict[str, tuple[str, str]] = {}
-    requeues: dict[str, int] = {}
-    timed: set[str] = set()
-    for each in history:
-        event = each.event
-        match event:
-            case wire.NodeScheduled():
-                places[event.node_run_id] = (event.path, event.iteration)
-                requeues[event.node_run_id] = 0
-                timed |= {event.node_run_id} if event.timeout_seconds else set()
-            case wire.NodeStarted():
-                timed |= {event.node_run_id} if event.timeout_seconds else set()
-            case wire.NodeDispatched():
-                requeues[event.node_run_id] = 0
-                timed |= {event.node_run_id} if event.timeout_seconds else set()
-            case wire.StepRequeued():
-                requeues[event.node_run_id] = event.requeues
-            case wire.NodeFailed() | wire.NodeCompleted() | wire.NodeRetryScheduled() if event.error:
-                place = (*places.get(event.node_run_id, ("", "")), event.attempt)
-                if event.error.code == "timeout" and event.node_run_id in timed:
-                    lost[place] = Failure("timeout")
-                elif event.error.code == "lease_lost" and requeues[event.node_run_id] == REQUEUES_MAX - 1:
-                    lost[place] = Failure("lease_lost", retryable=False)
-
-    def answer(path: Path, iteration: str, attempt: int) -> Success | Failure:
-        return lost.get((path, iteration, attempt)) or effects(path, iteration, attempt)
-
-    return answer

@@ -149,8 +149,11 @@ class Process:
         match self.world.effects(row.run_id)(row.path, row.iteration, row.attempt):
             case seen.Success(output, text):
                 return wire.CompleteNode(**names, output=output, output_text=text)
-            case seen.Failure(code, retryable):
-                return wire.FailNode(**names, error=Failure(code=code), retryable=retryable)
+            case seen.Failure(code, retryable, output, text):
+                error = Failure(code=code)
+                return wire.FailNode(**names, error=error, retryable=retryable, output=output, output_text=text)
+            case other:
+                raise AssertionError(f"{row.path} is no step: {other}")
 
 
 _MAY_FAIL = frozenset({"list", "locked", "load", "before_commit", "before_write", "before_claim", "unsent"})

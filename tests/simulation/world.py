@@ -24,7 +24,7 @@ from schemas.envelope import Envelope
 from schemas.messages import Command, derive
 from schemas.topics import COMMANDS, INGRESS, partition_of
 from tests.simulation import fake_time
-from tests.simulation.clients import Clients
+from tests.simulation.clients import Clients, Started
 from tests.simulation.faults import Faults, Rates
 from tests.simulation.interpreter import Effects
 from tests.simulation.memory import MemoryDatabase, MemoryLog
@@ -257,11 +257,24 @@ class World:
         run = self.database.tables["run"].get(run_id)
         return run is not None and run.status in wire.RUN_ENDED
 
+    def exists(self, run_id: str) -> bool:
+        return run_id in self.database.tables["run"]
+
+    def settled(self, started: Started) -> bool:
+        """Whether a run has ended, or will never be: its parent has given it up before it began."""
+        if self.exists(started.id) or not started.parent:
+            return self.ended(started.id)
+        return self.database.tables["node_run"][started.parent].status in wire.NODE_ENDED
+
     def _on_commit(self, writes: Writes) -> None:
         for logged in writes.events:
+            event = logged.recorded.event
             started = self.clients.started.get(logged.recorded.aggregate_id)
-            if started is not None and isinstance(logged.recorded.event, NODE_ENDED):
+            if started is not None and isinstance(event, NODE_ENDED):
                 started.ends += 1
+            if isinstance(event, wire.NodeWaiting):
+                row = self.database.tables["node_run"][event.node_run_id]
+                self.clients.waits(row, event.on, event.wait_id)
         self.step_made.set()
 
     def _on_append(self, out: Out) -> None:
@@ -307,7 +320,7 @@ class World:
         return True
 
     def _done(self, plays: Sequence[asyncio.Future[None]]) -> bool:
-        return all(play.done() for play in plays) and all(map(self.ended, self.clients.started))
+        return all(play.done() for play in plays) and all(map(self.settled, self.clients.started.values()))
 
     def _quiet(self) -> bool:
         """Every record is handled, everything made is sent."""
