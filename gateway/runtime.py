@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from gateway.http.lists import ListOf
 from gateway.http.ports import Condition
 from gateway.http.progress import ExecuteNext, execute_next, execute_node_run, execute_run, execute_run_next
@@ -10,17 +12,45 @@ from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from projections.catalog_views import WORKFLOW, WORKFLOW_VERSION
 from projections.runtime import NodeRun
 from projections.runtime_views import NODE_RUN, RUN
-from schemas.runtime import CancelRun, CreateRun, ExecuteNode, ExecuteRun, SetNodeStatus, SetRunStatus
+from schemas.runtime import (
+    RUN_ENDED,
+    CancelRun,
+    CreateRun,
+    ExecuteNode,
+    ExecuteRun,
+    PauseRun,
+    ResumeRun,
+    RunStatus,
+    SetNodeStatus,
+    SetRunStatus,
+)
 
 
 def _is_held(node: NodeRun) -> bool:
     return node.status == "queued" and node.leased_by is not None
 
 
+def _with_pause(status: str) -> Condition:
+    """A run whose pause holds it is shown as paused, so it must be found as that, and as nothing else."""
+    if status in RUN_ENDED:
+        return Condition(f"status = '{status}'", lambda run: run.status == status)
+    if status == "paused":
+        ended = ", ".join(f"'{each}'" for each in sorted(RUN_ENDED))
+        return Condition(
+            f"((paused or parent_paused) and status not in ({ended}))",
+            lambda run: run.is_held and run.status not in RUN_ENDED,
+        )
+    return Condition(
+        f"(status = '{status}' and not paused and not parent_paused)",
+        lambda run: run.status == status and not run.is_held,
+    )
+
+
 RUN_LIST = ListOf(
     RUN,
     ("session_id", "workflow_id"),
     scanned=("status", "mode", "workflow_version_id", "app_id", "app_version_id", "kind"),
+    special={"status": {status: _with_pause(status) for status in get_args(RunStatus)}},
     unless={"kind": Condition("kind = 'graph'", lambda run: run.kind == "graph")},
 )
 NODE_RUN_LIST = ListOf(
@@ -66,6 +96,8 @@ ROUTES: tuple[Route, ...] = (
     Listing(_RUNS, RUN_LIST, READ),
     Post(_RUN + "/status", SetRunStatus, WRITE, RUN),
     Post(_RUN + "/cancel", CancelRun, WRITE, RUN),
+    Post(_RUN + "/pause", PauseRun, WRITE, RUN),
+    Post(_RUN + "/resume", ResumeRun, WRITE, RUN),
     Action("POST", _RUN + "/execute-next", ExecuteRun, WRITE, RUN, execute_run_next, fixed={"max_steps": 1}),
     Action("POST", _RUN + "/execute", ExecuteRun, WRITE, RUN, execute_run, defaults={"max_steps": 100}),
     ListThen(_NODES, NODE_RUN_LIST, READ),

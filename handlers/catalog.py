@@ -123,7 +123,7 @@ def _check(version_id: str, meta: Meta, *, publish: bool) -> Iterator[Decision]:
 
 def answered(answer_to: AnswerTo, answer: Answer) -> Command:
     """What a check came to: its only awaited commands."""
-    problems = [] if answer.failed else answer.result["problems"]
+    problems = [] if answer.failed else answer.result["output"]["problems"]
     return TakeCheck(
         definition_id=answer_to.aggregate_id,
         version_id=answer_to.subject,

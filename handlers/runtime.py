@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from handlers.runs import by_hand
-from handlers.runs.evaluate import NodeError, check_size, input_problems
+from handlers.runs import by_hand, starting
+from handlers.runs.attempts import GOING
+from handlers.runs.evaluate import NodeError, check_size
+from handlers.runs.plans import plan_of
 from handlers.runs.programs import Programs
-from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
-from projections.catalog import Definition, Version
+from handlers.runs.progress import NODES_PER_MESSAGE_MAX, Progress, ended
+from projections.catalog import Version
 from projections.runtime import TABLES, NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_views import node_run_view, run_view
 from schemas import runtime as wire
-from schemas.decider import Decision, Domain, Key, Meta, Rows
+from schemas.decider import Answer, Decision, Domain, Meta, Rows
+from schemas.envelope import AnswerTo
 from schemas.messages import Command, JsonObject, Rejected
-from schemas.problems import summary
-from schemas.runtime import NODE_ENDED, RUN_ENDED, Failure
+from schemas.runtime import NODE_ENDED, RUN_ENDED, RUN_UNWINDING, Failure
 from schemas.workflow.graph import Node
-from schemas.workflow.node_types import Start, canonical_type
 
 REQUEUES_MAX = 5
 
@@ -41,7 +42,12 @@ class Runtime:
         decide: Mapping[type[Command], Callable[..., Iterable[Decision]]] = {
             wire.CreateRun: self.create,
             wire.StartSingle: self.start_single,
+            wire.StartChild: self.start_child,
             wire.CancelRun: self.cancel,
+            wire.PauseRun: self.pause,
+            wire.ResumeRun: self.resume,
+            wire.PauseChild: self.pause_child,
+            wire.ResumeChild: self.resume_child,
             wire.ExecuteRun: self.execute_run,
             wire.ExecuteNode: self.execute_node,
             wire.SetRunStatus: self.set_run_status,
@@ -49,7 +55,7 @@ class Runtime:
             wire.CompleteNode: self.complete,
             wire.FailNode: self.fail,
             wire.ExpireLease: self.expire,
-            wire.WakeNode: self.wake,
+            wire.ResumeNode: self.resume_node,
             wire.ContinueRun: self.go_on,
             wire.FailRun: self.fail_run,
         }
@@ -62,7 +68,8 @@ class Runtime:
             tables=TABLES,
             answer=answer,
             failed=failed,
-            facts={wire.CreateRun: _facts},
+            answered=answered,
+            facts={wire.CreateRun: starting.facts, wire.StartChild: starting.facts},
             ended=lambda run: run.status in RUN_ENDED,
         )
 
@@ -71,42 +78,24 @@ class Runtime:
     def create(self, command: wire.CreateRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         if rows.get(Run, meta.aggregate_id) is not None:
             raise Rejected("run_exists", f"run {meta.aggregate_id} exists already")
-        version = _version(command, rows, meta)
-        program = self.programs.of(version)
-        initial = command.initial_node
-        starts: list[Start] = []
-        if initial is not None:
-            _check_initial(initial, program.by_id, program.nodes)
-        else:
-            configs = (program.nodes[index].config for index in program.starts)
-            starts = [config for config in configs if isinstance(config, Start)]
-        problems = input_problems(starts, command.inputs)
-        if problems:
-            raise Rejected("invalid_inputs", summary(problems), status=422, errors=tuple(problems))
-        yield wire.RunCreated(
-            workflow_id=version.definition_id,
-            workflow_version_id=version.id,
-            app_id=command.app_id,
-            app_version_id=command.app_version_id,
-            session_id=command.session_id,
-            inputs=command.inputs,
-            mode=command.mode,
-            initial_node=initial.node_id if initial else None,
-        )
-        yield from self._progress(rows, meta).begin(initial.node_id if initial else None)
+        yield starting.created(command, rows, meta, self.programs)
+        yield from self._begin(rows, meta)
+
+    def start_child(self, command: wire.StartChild, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        if rows.get(Run, meta.aggregate_id) is not None:
+            return  # A repeat: whoever awaits it is told by the run that is there.
+        yield starting.child_created(command, rows, meta, self.programs)
+        yield from self._begin(rows, meta)
 
     def start_single(self, command: wire.StartSingle, rows: Rows, meta: Meta) -> Iterator[Decision]:
         if rows.get(Run, meta.aggregate_id) is not None:
-            return  # A repeat: whoever awaits it is told by the run that is there.
-        yield wire.RunCreated(
-            workflow_id=wire.PLATFORM_WORKFLOW_ID,
-            workflow_version_id=wire.PLATFORM_VERSION_ID,
-            inputs=command.inputs,
-            initial_node=command.step,
-            kind="single",
-            origin=wire.Origin(answer_to=meta.answer_to) if meta.answer_to else None,
-        )
-        yield from self._progress(rows, meta).begin(command.step)
+            return
+        yield starting.single_created(command, meta)
+        yield from self._begin(rows, meta)
+
+    def _begin(self, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        progress = self._progress(rows, meta)
+        yield from progress.begin(progress.run.initial_node)
 
     def cancel(self, command: wire.CancelRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
@@ -120,13 +109,48 @@ class Runtime:
             return
         progress = self._progress(rows, meta)
         yield wire.RunCancelling(compensate=command.compensate)
-        yield from progress.withdraw()
-        if command.force:
-            yield from progress.withdraw_claimed()
+        yield from progress.withdraw(force=command.force)
         yield from progress.unwind()
+
+    def pause(self, command: wire.PauseRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        run = _run(rows, meta)
+        _refuse_own(run)
+        if run.status in RUN_ENDED:
+            raise Rejected("run_ended", f"the run is {run.status}")
+        if not run.paused:
+            yield from self._pause("self", run, rows, meta)
+
+    def resume(self, command: wire.ResumeRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        run = _run(rows, meta)
+        if run.status in RUN_ENDED:
+            raise Rejected("run_ended", f"the run is {run.status}")
+        if run.paused:
+            yield from self._unpause("self", rows, meta)
+
+    def pause_child(self, command: wire.PauseChild, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        run = rows.get(Run, meta.aggregate_id)
+        if run is not None and run.status not in RUN_ENDED and not run.parent_paused:
+            yield from self._pause("parent", run, rows, meta)
+
+    def resume_child(self, command: wire.ResumeChild, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        run = rows.get(Run, meta.aggregate_id)
+        if run is not None and run.status not in RUN_ENDED and run.parent_paused:
+            yield from self._unpause("parent", rows, meta)
+
+    def _pause(self, by: wire.PausedBy, run: Run, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        yield wire.RunPaused(by=by)
+        if not run.is_held:
+            yield from self._progress(rows, meta).halt(children=True)
+
+    def _unpause(self, by: wire.PausedBy, rows: Rows, meta: Meta) -> Iterator[Decision]:
+        yield wire.RunResumed(by=by)
+        progress = self._progress(rows, meta)
+        if not progress.run.is_held:
+            yield from progress.unhalt()
 
     def execute_run(self, command: wire.ExecuteRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = _run(rows, meta)
+        _refuse_paused(run)
         if run.status in GOING and run.mode == "manual":
             yield wire.StepsAllowed(allowance=command.max_steps)
             yield from self._progress(rows, meta).advance()
@@ -135,6 +159,7 @@ class Runtime:
         run, row = _node_run(rows, meta, command.node_run_id)
         if row.status in NODE_ENDED:
             raise Rejected("node_run_ended", f"the node run is {row.status}")
+        _refuse_paused(run)
         if run.mode == "manual" and (row.ready or row.status == "running"):
             raise Rejected("node_run_taken", "somebody executes this node run already")
         if row.status == "queued" and not row.ready and run.mode == "manual":
@@ -150,7 +175,7 @@ class Runtime:
             return
         if run.status in RUN_ENDED:
             raise Rejected("run_ended", f"the run is {run.status}")
-        if run.status in UNWINDING:
+        if run.status in RUN_UNWINDING:
             raise Rejected("run_unwinding", f"the run is {run.status}")
         progress = self._progress(rows, meta)
         match command.status:
@@ -164,8 +189,7 @@ class Runtime:
             case "completed":
                 if any(row.leased_by is not None for row in rows.live(NodeRun)):
                     raise Rejected("steps_in_flight", "steps of this run are being executed")
-                yield from progress.withdraw()
-                yield from ended(run, wire.RunCompleted(output=progress.output(), output_text=run.output_text))
+                yield from progress.end_now()
             case "running":
                 raise Rejected("run_waits", "a run that waits runs again when what it waits for comes")
 
@@ -176,28 +200,30 @@ class Runtime:
             by_hand.refuse_other_result(command, row)
             return
         progress = self._progress(rows, meta)
-        node, iteration = progress.place(row)
         by_hand.refuse_other_holder(command, row)
         report = {"worker": command.worker_key, "started_at": row.started_at}
         match command.status:
             case "running":
+                if row.leased_by is None:
+                    _refuse_paused(run)
+                node, _ = progress.place(row)
                 yield from by_hand.claim(command, run, row, node, progress.input_of(row), meta.at)
                 return
             case "completed":
                 output = command.output or {}
                 _refuse_large(output)
-                yield from progress.completed(node, iteration, row, output, command.output_text, report=report)
+                yield from progress.completed(row, output, command.output_text, report=report)
             case "failed":
                 _refuse_large(command.output or {})
                 error = NodeError(
                     command.error_code or by_hand.DEFAULT_CODE, command.error_message or "", retryable=False
                 )
-                yield from progress.failed(
-                    node, iteration, row, error, output=command.output, text=command.output_text, report=report
-                )
+                yield from progress.failed(row, error, output=command.output, text=command.output_text, report=report)
             case "skipped":
                 yield from progress.skipped(row)
-        yield from self._after(progress)
+        if command.status != "skipped":
+            yield from progress.abandon(row)
+        yield from progress.go_on()
 
     # --- from steps, timers and the sweeper ------------------------------------------------------------------
 
@@ -206,27 +232,17 @@ class Runtime:
         if row is None:
             return
         progress = self._progress(rows, meta)
-        node, iteration = progress.place(row)
-        report = _report(command)
-        try:
-            check_size(command.output)
-        except NodeError as error:
-            yield from progress.failed(node, iteration, row, error, report=report)
-        else:
-            yield from progress.completed(node, iteration, row, command.output, command.output_text, report=report)
-        yield from self._after(progress)
+        yield from progress.completed(row, command.output, command.output_text, report=_report(command))
+        yield from progress.go_on()
 
     def fail(self, command: wire.FailNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
         row = self._held(rows, command.node_run_id, command.lease_token)
         if row is None:
             return
         progress = self._progress(rows, meta)
-        node, iteration = progress.place(row)
         error = NodeError(command.error.code, command.error.message, retryable=command.retryable)
-        yield from progress.failed(
-            node, iteration, row, error, output=command.output, text=command.output_text, report=_report(command)
-        )
-        yield from self._after(progress)
+        yield from progress.failed(row, error, output=command.output, text=command.output_text, report=_report(command))
+        yield from progress.go_on()
 
     def expire(self, command: wire.ExpireLease, rows: Rows, meta: Meta) -> Iterator[Decision]:
         row = rows.get(NodeRun, command.node_run_id)
@@ -241,48 +257,50 @@ class Runtime:
         run = progress.run
         lost = NodeError("lease_lost", f"{row.requeues + 1} executors were lost with it", retryable=False)
         report = {"started_at": row.started_at, "worker": row.leased_by}
-        node, iteration = progress.place(row)
-        unwinding = run.status in UNWINDING and "/" not in row.path
+        unwinding = run.status in RUN_UNWINDING and "/" not in row.path
         if row.deadline_at and row.deadline_at <= meta.at:
             timeout = NodeError("timeout", f"no answer within {row.timeout_seconds} s")
-            yield from progress.failed(node, iteration, row, timeout, report=report)
+            yield from progress.failed(row, timeout, report=report)
         elif unwinding or row.requeues + 1 >= REQUEUES_MAX:
-            yield from progress.failed(node, iteration, row, lost, report=report)
+            yield from progress.failed(row, lost, report=report)
         else:
             yield wire.StepRequeued(node_run_id=row.id, lease_token=row.lease_token + 1, requeues=row.requeues + 1)
+            yield from progress.requeued(cast(NodeRun, rows.get(NodeRun, row.id)))
             if not claimed:
                 return
-            yield from progress.released(row.id)
-        yield from self._after(progress)
+        yield from progress.go_on()
 
-    def wake(self, command: wire.WakeNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
+    def resume_node(self, command: wire.ResumeNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = rows.get(Run, meta.aggregate_id)
         row = rows.get(NodeRun, command.node_run_id)
-        if run is None or row is None or row.status != "pending" or row.attempt != command.attempt:
+        if run is None or row is None or row.status != "pending" or row.wait is None:
+            return
+        if row.wait["id"] != command.wait_id:
             return
         progress = self._progress(rows, meta)
-        if run.status in GOING or "/" in row.path:
+        if row.wait["on"] != "timer":
+            yield from progress.answered(row, command)
+        elif run.status in GOING or "/" in row.path:
             yield from progress.due(row)
-            yield from self._after(progress)
+        yield from progress.go_on()
 
     def go_on(self, command: wire.ContinueRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = rows.get(Run, meta.aggregate_id)
         if run is None or run.status in RUN_ENDED:
             return
         progress = self._progress(rows, meta)
-        if run.status in UNWINDING:
-            yield from progress.unwind()
+        if run.is_held:
+            yield from progress.halt(children=False)
         else:
-            yield from progress.resume_queued()
+            yield from progress.continued()
 
     def fail_run(self, command: wire.FailRun, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = rows.get(Run, meta.aggregate_id)
         if run is None or run.status in RUN_ENDED:
             return
-        if run.status not in UNWINDING:
+        if run.status not in RUN_UNWINDING:
             yield wire.RunFailing(error=command.error)
-        for row in sorted(rows.live(NodeRun), key=lambda row: row.seq):
-            yield wire.NodeCancelled(node_run_id=row.id)
+        yield from self._progress(rows, meta).cut()
         yield from ended(run, wire.RunFailed(error=command.error))
 
     # --- shared ----------------------------------------------------------------------------------------------
@@ -292,7 +310,8 @@ class Runtime:
         program = self.programs.known(run.workflow_version_id)
         if program is None:
             program = self.programs.of(cast(Version, rows.fact(Version, run.workflow_version_id)))
-        return Progress(rows, program, meta.aggregate_id, meta, self._available, self.share)
+        plan = plan_of(cast(wire.RunKind, run.kind), rows, program, run.id)
+        return Progress(rows, plan, run.id, meta, self._available, self.share)
 
     def _available(self, node: Node) -> bool:
         return node.kind == "effect" and node.config.step_kind in self.step_kinds
@@ -303,13 +322,6 @@ class Runtime:
         if row is None or row.status != "queued" or not row.ready:
             return None
         return row if row.lease_token == token or not self.check_tokens else None
-
-    def _after(self, progress: Progress) -> Iterator[Decision]:
-        status = progress.run.status
-        if status in GOING:
-            yield from progress.advance()
-        elif status in UNWINDING:
-            yield from progress.unwind()
 
 
 def answer(command: Command, rows: Rows, meta: Meta) -> Mapping[str, Any]:
@@ -328,51 +340,6 @@ def failed(command: Command, code: str, detail: str) -> Command | None:
     return wire.FailRun(run_id=command.run_id, error=Failure(code=code, message=f"{command.type}: {detail}"[:2_000]))
 
 
-def _facts(command: wire.CreateRun) -> list[Key]:
-    """The workflow whose latest version is wanted; a version by its id is in memory mostly."""
-    latest = command.workflow_version_id is None and command.workflow_id is not None
-    return [(Definition, cast(str, command.workflow_id))] if latest else []
-
-
-def _version(command: wire.CreateRun, rows: Rows, meta: Meta) -> Version:
-    """The version to run. "Latest" is resolved here, once; the event records what it was."""
-    version_id = command.workflow_version_id
-    if version_id is None:
-        if command.workflow_id is None:
-            raise _invalid("/workflow_version_id", "workflow_id or workflow_version_id is required")
-        head = rows.fact(Definition, command.workflow_id)
-        if head is None or head.kind != "workflow":
-            raise _invalid("/workflow_id", "there is no such workflow")
-        if head.latest_published is None:
-            raise Rejected("no_published_version", f"workflow {head.code!r} has no published version")
-        version_id = head.latest_published
-    version = rows.fact(Version, version_id)
-    if version is None or version.kind != "workflow":
-        raise _invalid("/workflow_version_id", "there is no such workflow version")
-    if command.workflow_id not in (None, version.definition_id):
-        raise _invalid("/workflow_id", "the version belongs to another workflow")
-    return version
-
-
-def _check_initial(initial: wire.InitialNode, by_id: Mapping[str, int], nodes: tuple[Node, ...]) -> None:
-    index = by_id.get(initial.node_id)
-    if index is None:
-        raise _invalid("/initial_node/node_id", "the workflow has no such node")
-    if nodes[index].is_compensation_only:
-        raise _invalid("/initial_node/node_id", "a compensation cannot be the first node")
-    if initial.node_type is not None and canonical_type(initial.node_type) != nodes[index].type:
-        raise _invalid("/initial_node/node_type", f"the node is of type {nodes[index].type}")
-
-
-def _invalid(pointer: str, detail: str) -> Rejected:
-    return Rejected(
-        "invalid_request",
-        detail,
-        status=422,
-        errors=({"pointer": pointer, "code": "invalid", "detail": detail},),
-    )
-
-
 def _run(rows: Rows, meta: Meta) -> Run:
     run = rows.get(Run, meta.aggregate_id)
     if run is None:
@@ -386,6 +353,11 @@ def _refuse_own(run: Run) -> None:
         raise Rejected("run_of_platform", "the platform's own runs go on by themselves")
 
 
+def _refuse_paused(run: Run) -> None:
+    if run.is_held and run.status not in RUN_ENDED:
+        raise Rejected("run_paused", "the run is paused: nothing of it starts")
+
+
 def _node_run(rows: Rows, meta: Meta, node_run_id: str) -> tuple[Run, NodeRun]:
     """A node run of a run that goes on, or one that has ended itself."""
     run = _run(rows, meta)
@@ -395,6 +367,18 @@ def _node_run(rows: Rows, meta: Meta, node_run_id: str) -> tuple[Run, NodeRun]:
     if run.status in RUN_ENDED and row.status not in NODE_ENDED:
         raise Rejected("run_ended", f"the run is {run.status}")
     return run, row
+
+
+def answered(answer_to: AnswerTo, answer: Answer) -> Command:
+    """What tells a node run that what it awaits has ended: its task or its child run, or that there never was one."""
+    known: JsonObject = answer.result or {}
+    names = {"run_id": answer_to.aggregate_id, "node_run_id": answer_to.subject, "wait_id": answer_to.wait_id}
+    if answer.failed:
+        error = Failure(code=answer.code, message=answer.detail[:2_000])
+        return wire.ResumeNode(**names, error=error, retryable=known.get("retryable", False))
+    return wire.ResumeNode(
+        **names, output=known["output"], output_text=known.get("output_text"), route=known.get("route")
+    )
 
 
 def _report(command: wire.CompleteNode | wire.FailNode) -> JsonObject:

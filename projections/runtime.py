@@ -20,6 +20,7 @@ class Run:
     `compensable`, `lost` and `sink` head linked lists through NodeRun.below_compensable (the first two) and
     NodeRun.below_sink, so that remembering the order of completion costs the same however long the run is.
     `lost`: steps whose lease ran out while the run unwound; what they did is compensated like a failure.
+    `children`: child runs it has started.
     """
 
     id: Uuid
@@ -58,6 +59,14 @@ class Run:
     ended_at: Moment
     kind: Once[str]
     origin: Once[JsonObject | None]
+    children: int
+    paused: bool
+    parent_paused: bool
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a pause keeps it from starting anything."""
+        return self.paused or self.parent_paused
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class NodeRun:
 
     `ready`: it may be claimed. `lease_token` rises with every attempt and every lost lease. `listed`: who has to find
     it: nobody (UNLISTED), executors (READY) or the sweepers of leases (LEASED). Only this is indexed, so that a step
-    that its lane's owner executes at once changes no index (ADR 012).
+    that its lane's owner executes at once changes no index (ADR 012). `wait`: `on` what it waits while it is pending,
+    and the `id` of that; it stays when the node run has ended.
     """
 
     id: Uuid
@@ -102,6 +112,7 @@ class NodeRun:
     deadline_at: Operational[Moment]
     result: Operational[bytes | None]
     listed: Operational[Small]
+    wait: JsonObject | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class Mark:
     Of a node with several incoming edges: how many are resolved and taken; note `passed` once it is decided,
     `early` once a join has completed before all of them were resolved.
     Of a loop's iteration: the same for its back edges. Of a loop instance: note lists the exits taken, or
-    `ended`. Of a loop's node that others read: note is the id of its last completed node run.
+    `ended`. Of a loop's node that others read: note is the id of its last completed, or its last failed, node run.
     """
 
     id: Uuid

@@ -48,7 +48,9 @@ def _moved(run: Run, before: NodeRun | None, node: NodeRun, recorded: Happened) 
     if not run.started_at:
         fields["started_at"] = recorded.at
     kind = type(event)
-    if kind is wire.NodeCompleted:
+    if kind is wire.NodeWaiting and event.on == "run":
+        fields["children"] = run.children + 1
+    elif kind is wire.NodeCompleted:
         _remember(run, node, event, fields)
     elif kind is wire.NodeFailed:
         if "/" in node.path:
@@ -123,6 +125,7 @@ _BLANK = NodeRun(
     deadline_at=0.0,
     result=None,
     listed=UNLISTED,
+    wait=None,
 )
 _UNLEASED: JsonObject = {
     "leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None, "listed": UNLISTED
@@ -150,13 +153,22 @@ def _scheduled(before: NodeRun, run: Run, event: wire.NodeScheduled, recorded: H
     return changed(
         before,
         kind=event.kind,
-        status="pending" if event.due_at else "queued",
         input=event.input,
         ready=event.ready,
         listed=READY if event.ready else UNLISTED,
         lease_token=1 if event.ready else 0,
-        due_at=event.due_at,
         timeout_seconds=event.timeout_seconds,
+    )
+
+
+def _waiting(before: NodeRun, run: Run, event: wire.NodeWaiting, recorded: Happened) -> NodeRun:
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="pending",
+        input=before.input if event.input is None else event.input,
+        due_at=event.due_at,
+        wait={"on": event.on, "id": event.wait_id},
     )
 
 
@@ -174,12 +186,22 @@ def _dispatched(before: NodeRun, run: Run, event: wire.NodeDispatched, recorded:
         timeout_seconds=event.timeout_seconds,
         due_at=0.0,
         started_at=0.0,
+        wait=None,
         **_CLAIMABLE,
     )
 
 
 def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Happened) -> NodeRun:
-    return changed(before, seq=recorded.seq, status="queued", attempt=event.attempt, due_at=0.0)
+    return changed(
+        before,
+        seq=recorded.seq,
+        status="queued",
+        ready=False,
+        attempt=event.attempt,
+        due_at=0.0,
+        wait=None,
+        **_UNLEASED,
+    )
 
 
 def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Happened) -> NodeRun:
@@ -216,7 +238,7 @@ def _completed(before: NodeRun, run: Run, event: wire.NodeCompleted, recorded: H
         "completed",
         recorded,
         event,
-        error=event.error.model_dump() if event.error else None,
+        error=event.error.stored() if event.error else None,
         route=event.route,
         below_compensable=run.compensable if event.compensable else None,
         below_sink=run.sink if event.sink else None,
@@ -229,7 +251,7 @@ def _failed(before: NodeRun, run: Run, event: wire.NodeFailed, recorded: Happene
         "failed",
         recorded,
         event,
-        error=event.error.model_dump(),
+        error=event.error.stored(),
         below_compensable=run.lost if event.compensable else None,
     )
 
@@ -238,11 +260,12 @@ def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, 
     return changed(
         before,
         seq=recorded.seq,
-        status="pending",
+        status="queued",
         ready=False,
         attempt=event.attempt + 1,
-        error=event.error.model_dump(),
-        due_at=event.due_at,
+        error=event.error.stored(),
+        due_at=0.0,
+        wait=None,
         **_UNLEASED,
     )
 
@@ -251,7 +274,7 @@ def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Hap
     return changed(
         before,
         seq=recorded.seq,
-        status="pending" if before.due_at else "queued",
+        status="pending" if before.wait else "queued",
         lease_token=event.lease_token,
         requeues=event.requeues,
         **(_CLAIMABLE if before.ready else _UNLEASED),
@@ -268,6 +291,7 @@ def _cancelled(before: NodeRun, run: Run, event: wire.NodeCancelled, recorded: H
 
 NODE_FOLDS: Mapping[type[Any], Callable[[NodeRun, Run, Any, Recorded[Any]], NodeRun]] = {
     wire.NodeScheduled: _scheduled,
+    wire.NodeWaiting: _waiting,
     wire.NodeDispatched: _dispatched,
     wire.NodeQueued: _queued,
     wire.NodeStarted: _started,
@@ -343,6 +367,9 @@ def _created(event: wire.RunCreated, recorded: Happened) -> Run:
         ended_at=0.0,
         kind=event.kind,
         origin=event.origin.model_dump(exclude_defaults=True) if event.origin else None,
+        children=0,
+        paused=False,
+        parent_paused=False,
     )
 
 
@@ -354,9 +381,12 @@ def _evolve_run(rows: Rows, event: wire.RunEvent, recorded: Happened) -> Run:
     match event:
         case wire.StepsAllowed():
             return changed(run, allowance=event.allowance)
+        case wire.RunPaused() | wire.RunResumed():
+            flag = "paused" if event.by == "self" else "parent_paused"
+            return changed(run, **{flag: isinstance(event, wire.RunPaused)})
         case wire.RunFailing():
             first = event.node_run_id if event.compensable else None
-            return changed(run, status="failing", error=event.error.model_dump(), compensate_first=first)
+            return changed(run, status="failing", error=event.error.stored(), compensate_first=first)
         case wire.RunCancelling():
             return changed(run, status="cancelling", compensates=event.compensate)
         case wire.RunCompleted():
@@ -368,11 +398,11 @@ def _evolve_run(rows: Rows, event: wire.RunEvent, recorded: Happened) -> Run:
                 ended_at=recorded.at,
             )
         case wire.RunFailed():
-            return changed(run, status="failed", error=event.error.model_dump(), ended_at=recorded.at)
+            return changed(run, status="failed", error=event.error.stored(), ended_at=recorded.at)
         case wire.RunCancelled():
             return changed(run, status="cancelled", ended_at=recorded.at)
         case wire.RunCompensated():
-            return changed(run, status="compensated", error=event.error.model_dump(), ended_at=recorded.at)
+            return changed(run, status="compensated", error=event.error.stored(), ended_at=recorded.at)
         case wire.RunCompensating():
             return _compensating(rows, run, event)
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from typing_extensions import TypedDict
 
@@ -11,11 +11,11 @@ from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run
 from projections.views import Moment, OneOf, Tenant, Uuid, View
 from schemas.examples import Example
 from schemas.messages import JsonObject
-from schemas.runtime import NodeStatus, RunKind, RunMode, RunStatus
+from schemas.runtime import RUN_ENDED, NodeStatus, RunKind, RunMode, RunStatus, WaitOn
 
 
 class RunView(TypedDict):
-    """A run of a workflow version; `seq` is the number of its events."""
+    """A run of a workflow version; `seq` is the number of its events. A child run names the node run that awaits it."""
 
     id: Uuid
     tenant_id: Tenant
@@ -32,6 +32,10 @@ class RunView(TypedDict):
     output_json: Annotated[Any, Example({})]
     output_text: Annotated[str | None, Example("Hello Ada")]
     error: JsonObject | None
+    parent_run_id: Uuid | None
+    parent_node_run_id: Uuid | None
+    root_run_id: Uuid
+    depth: Annotated[int, Example(0)]
     seq: Annotated[int, Example(4)]
     trace_id: Annotated[str | None, Example("4bf92f3577b34da6a3ce929d0e0e4736")]
     created_at: Moment
@@ -40,10 +44,11 @@ class RunView(TypedDict):
 
 
 def run_view(run: Run) -> RunView:
+    origin = run.origin or {}
     return {
         "id": run.id,
         "tenant_id": run.tenant_id,
-        "status": run.status,
+        "status": "paused" if run.is_held and run.status not in RUN_ENDED else run.status,
         "mode": run.mode,
         "kind": run.kind,
         "workflow_id": run.workflow_id,
@@ -56,12 +61,23 @@ def run_view(run: Run) -> RunView:
         "output_json": run.output,
         "output_text": run.output_text,
         "error": run.error,
+        "parent_run_id": origin.get("parent_run_id"),
+        "parent_node_run_id": origin.get("parent_node_run_id"),
+        "root_run_id": origin.get("root_run_id", run.id),
+        "depth": origin.get("depth", 0),
         "seq": run.seq,
         "trace_id": run.traceparent[3:35] or None,
         "created_at": instant(run.created_at),
         "started_at": instant(run.started_at),
         "ended_at": instant(run.ended_at),
     }
+
+
+class WaitView(TypedDict):
+    """What a pending node run waits for, or has waited for last: `id` is that of the task, the run or the event."""
+
+    on: Annotated[str, OneOf(WaitOn), Example("task")]
+    id: Uuid
 
 
 class NodeRunView(TypedDict):
@@ -84,6 +100,7 @@ class NodeRunView(TypedDict):
     route: str | None
     worker_key: str | None
     due_at: Annotated[Moment, Example(None)]
+    wait: WaitView | None
     lease_expire_time: Annotated[Moment, Example(None)]
     created_at: Moment
     started_at: Moment
@@ -110,6 +127,7 @@ def node_run_view(node: NodeRun) -> NodeRunView:
         "route": node.route,
         "worker_key": node.leased_by or node.worker or None,
         "due_at": instant(node.due_at),
+        "wait": cast("WaitView | None", node.wait),
         "lease_expire_time": instant(node.lease_until),
         "created_at": instant(node.created_at),
         "started_at": instant(node.started_at),

@@ -36,10 +36,17 @@ RunStatus = Literal[
 ]
 RunMode = Literal["auto", "manual"]
 NodeStatus = Literal["queued", "running", "pending", "completed", "failed", "skipped", "cancelled"]
+PausedBy = Literal["self", "parent"]
 RunKind = Literal["graph", "single"]
 """`single`: one step that the platform has done for itself."""
 RUN_ENDED = frozenset({"completed", "failed", "cancelled", "compensated"})
+RUN_UNWINDING = frozenset({"failing", "compensating", "cancelling"})
 NODE_ENDED = frozenset({"completed", "failed", "skipped", "cancelled"})
+WaitOn = Literal["timer", "task", "run", "event"]
+DEPTH_MAX = 8
+"""So many runs may be above a run."""
+CHILDREN_MAX = 1_000
+"""So many child runs may one run start."""
 VALUE_BYTES_MAX = 64 * 1024
 """An output or the variables of a run, as JSON. What is larger must be an artifact."""
 
@@ -61,19 +68,31 @@ class InitialNode(BaseModel):
 
 
 class Failure(BaseModel):
-    """Why a node or a run failed. `code` is for programs, `message` for people."""
+    """Why a node or a run failed. `code` is for programs, `message` for people; `run_id`: the child run that failed."""
 
     model_config = ConfigDict(frozen=True)
     code: str
     message: str = ""
     node_id: str | None = None
+    run_id: str | None = None
+
+    def stored(self) -> JsonObject:
+        """As rows keep it."""
+        return self.model_dump(exclude={"run_id"} if self.run_id is None else None)
 
 
 class Origin(BaseModel):
-    """Where a run comes from. `answer_to`: who awaits its end (`schemas.envelope.AnswerTo`)."""
+    """Where a run comes from. `answer_to`: who awaits its end (`schemas.envelope.AnswerTo`).
+
+    A child run names the node run that started it; `depth`: how many runs are above it, up to the root.
+    """
 
     model_config = ConfigDict(frozen=True)
     answer_to: str = ""
+    parent_run_id: str | None = None
+    parent_node_run_id: str | None = None
+    root_run_id: str | None = None
+    depth: int = 0
 
 
 class RunCommand(Command):
@@ -115,6 +134,47 @@ class StartSingle(RunCommand):
     creates: ClassVar[bool] = True
     step: Literal["check"]
     inputs: JsonObject = Field(default_factory=dict)
+
+
+class StartChild(RunCommand):
+    """A node of another run has a workflow run in its stead; whoever awaits this is told what came of it."""
+
+    type: Literal["runtime.start_child"] = "runtime.start_child"
+    creates: ClassVar[bool] = True
+    workflow_id: Id | None = None
+    workflow_version_id: Id | None = None
+    app_id: ForeignId | None = None
+    app_version_id: ForeignId | None = None
+    session_id: ForeignId | None = None
+    inputs: JsonObject = Field(default_factory=dict)
+    parent_run_id: Id
+    parent_node_run_id: Id
+    root_run_id: Id
+    depth: int
+
+
+class PauseRun(RunCommand):
+    """Nothing of the run or of its child runs starts until it is resumed; what is being executed ends."""
+
+    type: Literal["runtime.pause_run"] = "runtime.pause_run"
+    public: ClassVar[bool] = True
+
+
+class ResumeRun(RunCommand):
+    type: Literal["runtime.resume_run"] = "runtime.resume_run"
+    public: ClassVar[bool] = True
+
+
+class PauseChild(RunCommand):
+    """The run that awaits this one is paused."""
+
+    type: Literal["runtime.pause_child"] = "runtime.pause_child"
+
+
+class ResumeChild(RunCommand):
+    """The run that awaits this one goes on; a pause of its own stays."""
+
+    type: Literal["runtime.resume_child"] = "runtime.resume_child"
 
 
 class CancelRun(RunCommand):
@@ -215,13 +275,22 @@ class ExpireLease(RunCommand):
     timed_out: bool = False
 
 
-class WakeNode(RunCommand):
-    """A delay or a retry pause is over."""
+class ResumeNode(RunCommand):
+    """What a node run waits for has come, or has come to nothing. Nothing happens if it waits for that no more.
 
-    type: Literal["runtime.wake_node"] = "runtime.wake_node"
+    `timed_out`: the node run waits no longer; what it waited for goes on by itself, and is to be ended.
+    """
+
+    type: Literal["runtime.resume_node"] = "runtime.resume_node"
     compare_and_set: ClassVar[bool] = True
     node_run_id: Id
-    attempt: int
+    wait_id: Id
+    output: JsonObject | None = None
+    output_text: str | None = None
+    route: str | None = None
+    error: Failure | None = None
+    retryable: bool = False
+    timed_out: bool = False
 
 
 class ContinueRun(RunCommand):
@@ -274,7 +343,7 @@ class StepsAllowed(Event):
 
 
 class NodeScheduled(NodeEvent):
-    """A node run exists. `ready`: its step may be claimed; else it is queued for its turn, or `pending` until due."""
+    """A node run exists. `ready`: its step may be claimed; else it is queued for its turn."""
 
     type: Literal["runtime.node_scheduled"] = "runtime.node_scheduled"
     node_id: str
@@ -284,8 +353,21 @@ class NodeScheduled(NodeEvent):
     kind: str = ""
     input: JsonObject | None = None
     ready: bool = False
-    due_at: float = 0.0
     timeout_seconds: float = 0.0
+
+
+class NodeWaiting(NodeEvent):
+    """A node run is `pending` until `runtime.resume_node` with this `wait_id` comes.
+
+    `wait_id`: the human task, the child run, the event, or a name for the timer. `due_at`: when the wait ends at the
+    latest (seconds since 1970, 0: never); `input`: what the person or the child run was given.
+    """
+
+    type: Literal["runtime.node_waiting"] = "runtime.node_waiting"
+    on: WaitOn
+    wait_id: str
+    due_at: float = 0.0
+    input: JsonObject | None = None
 
 
 class NodeDispatched(NodeEvent):
@@ -300,7 +382,7 @@ class NodeDispatched(NodeEvent):
 
 
 class NodeQueued(NodeEvent):
-    """A pending node run is due: it waits for its turn."""
+    """A node run waits for its turn: it is due, or its run was paused before an executor had claimed it."""
 
     type: Literal["runtime.node_queued"] = "runtime.node_queued"
     attempt: int = 1
@@ -367,12 +449,11 @@ class NodeFailed(NodeEvent):
 
 
 class NodeRetryScheduled(NodeEvent):
-    """Attempt `attempt` failed; the next one starts at `due_at`."""
+    """Attempt `attempt` failed, and there will be another one."""
 
     type: Literal["runtime.node_retry_scheduled"] = "runtime.node_retry_scheduled"
     attempt: int
     error: Failure
-    due_at: float
     worker: str = ""
 
 
@@ -394,6 +475,20 @@ class NodeSkipped(NodeEvent):
 
 class NodeCancelled(NodeEvent):
     type: Literal["runtime.node_cancelled"] = "runtime.node_cancelled"
+
+
+class RunPaused(Event):
+    """Nothing starts any more. `by`: somebody paused this run, or the run that awaits it was paused."""
+
+    type: Literal["runtime.run_paused"] = "runtime.run_paused"
+    by: PausedBy
+
+
+class RunResumed(Event):
+    """That pause is over; the run goes on unless the other one holds."""
+
+    type: Literal["runtime.run_resumed"] = "runtime.run_resumed"
+    by: PausedBy
 
 
 class RunFailing(Event):
@@ -441,6 +536,11 @@ class RunCompensated(Event):
 RuntimeCommand = (
     CreateRun
     | StartSingle
+    | StartChild
+    | PauseRun
+    | ResumeRun
+    | PauseChild
+    | ResumeChild
     | CancelRun
     | ExecuteRun
     | ExecuteNode
@@ -449,13 +549,15 @@ RuntimeCommand = (
     | CompleteNode
     | FailNode
     | ExpireLease
-    | WakeNode
+    | ResumeNode
     | ContinueRun
     | FailRun
 )
 RunEvent = (
     RunCreated
     | StepsAllowed
+    | RunPaused
+    | RunResumed
     | RunFailing
     | RunCancelling
     | RunCompensating
@@ -466,6 +568,7 @@ RunEvent = (
 )
 NodeRunEvent = (
     NodeScheduled
+    | NodeWaiting
     | NodeDispatched
     | NodeQueued
     | NodeStarted

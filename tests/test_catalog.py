@@ -210,7 +210,7 @@ def test_two_checks_of_one_version_do_not_meet() -> None:
 
 def test_the_answer_of_a_check_finds_its_version() -> None:
     address = AnswerTo("catalog", AGGREGATE, VERSION, CHECK)
-    assert DOMAIN.answered(address, Answer(result={"problems": [ERROR]})) == found(ERROR)
+    assert DOMAIN.answered(address, Answer(result={"output": {"problems": [ERROR]}})) == found(ERROR)
     told = DOMAIN.answered(address, Answer(code="timeout", detail="too late"))
     assert told == found().model_copy(update={"code": "timeout", "detail": "too late"})
 

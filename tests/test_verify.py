@@ -518,7 +518,7 @@ def test_a_token_that_is_left_out_is_reported() -> None:
 
 
 def test_an_attempt_that_ends_twice_is_reported() -> None:
-    retry = wire.NodeRetryScheduled(node_run_id=NODE, attempt=1, error=wire.Failure(code="x"), due_at=2.0)
+    retry = wire.NodeRetryScheduled(node_run_id=NODE, attempt=1, error=wire.Failure(code="x"))
     assert "attempt 1 ended again" in next(terminal_transitions(history(SCHEDULED, retry, retry)))
 
 

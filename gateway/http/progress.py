@@ -33,7 +33,7 @@ from schemas.runtime import NODE_ENDED, RUN_ENDED, ExecuteNode, ExecuteRun, Work
 LOOK_SECONDS_MIN = 0.005
 LOOK_SECONDS_MAX = 0.25
 CANDIDATES_MAX = 20
-RESTING = RUN_ENDED | {"waiting", "paused"}
+RESTING = RUN_ENDED | {"waiting"}
 
 
 class ExecuteNext(Body):
@@ -71,7 +71,7 @@ async def _executed(gateway: Gateway, valid: ValidatedRequest[ExecuteRun], *, on
         run: Run | None = await gateway.reads.one(tenant_id, RUNS, run_id)
         if run is None:
             raise not_found("run")
-        if run.status in RESTING or (one and run.mode == "auto" and run.seq > result["seq"]):
+        if run.is_held or run.status in RESTING or (one and run.mode == "auto" and run.seq > result["seq"]):
             return run_view(run)
         if run.mode == "manual" and not await gateway.reads.step_in_flight(tenant_id, run_id):
             rested: Run | None = await gateway.reads.one(tenant_id, RUNS, run_id)

@@ -17,13 +17,17 @@ from schemas.workflow.node_types import NO_CASE, InputSpec, Start, is_of_type
 
 
 class NodeError(Exception):
-    """A node failed for a reason with a code of its own. `retryable` false: another attempt is pointless."""
+    """A node failed for a reason with a code of its own. `retryable` false: another attempt is pointless.
 
-    def __init__(self, code: str, message: str, *, retryable: bool = True) -> None:
+    `run_id`: the child run that failed.
+    """
+
+    def __init__(self, code: str, message: str, *, retryable: bool = True, run_id: str | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.run_id = run_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class World:
     def _checked(self, domain: Domain, awaited: Awaited, meta: Meta) -> Command:
         assert isinstance(awaited.command, StartSingle)
         version = self.tables.rows[Version, awaited.command.inputs["version_id"]]
-        answer = Answer({"problems": problems_of(version.spec)})
+        answer = Answer({"output": {"problems": problems_of(version.spec)}})
         told = domain.answered(AnswerTo(domain.name, meta.aggregate_id, awaited.subject, awaited.wait_id), answer)
         assert told is not None
         return told

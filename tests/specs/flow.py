@@ -19,8 +19,8 @@ from handlers.runtime import Runtime
 from projections.catalog import Definition, Version
 from projections.runtime import TABLES, NodeRun, Run
 from schemas import runtime as wire
-from schemas.decider import After, Decision, Domain, Meta, Recorded
-from schemas.messages import Command, Event, JsonObject, Rejected, derive
+from schemas.decider import After, Awaited, Decision, Domain, Meta, Recorded
+from schemas.messages import Command, Event, JsonObject, Rejected, derive, derive_near
 from schemas.runtime import Failure, node_run_id
 
 RUN = "00000000-0000-4000-8000-000000000001"
@@ -123,6 +123,7 @@ class Flow:
             "code": {"code": "result = payload"},
             "answer": {"text": name},
             "if-else": {"expression": "true"},
+            "workflow": {"workflow_id": WORKFLOW},
         }
         config: JsonObject = self.configs.get(name, {})
         return least.get(kind, {}) | config
@@ -207,7 +208,28 @@ def expire(path: str, *, token: int = 1) -> Command:
 
 
 def wake(path: str, *, attempt: int = 1) -> Command:
-    return wire.WakeNode(run_id=RUN, node_run_id=id_of(path), attempt=attempt)
+    id = id_of(path)
+    return wire.ResumeNode(run_id=RUN, node_run_id=id, wait_id=derive_near(id, f"timer:{attempt}"))
+
+
+def child_of(path: str, attempt: int = 1) -> str:
+    """The run that this attempt of a node awaits."""
+    return derive_near(id_of(path), f"run:{attempt}")
+
+
+def answer(path: str, output: JsonObject | None = None, *, attempt: int = 1, **said: Any) -> Command:
+    """A node's child run has come to an end; `error`: a code."""
+    if error := said.pop("error", None):
+        said["error"] = Failure(code=error, message="it broke")
+    return wire.ResumeNode(run_id=RUN, node_run_id=id_of(path), wait_id=child_of(path, attempt), output=output, **said)
+
+
+def pause() -> Command:
+    return wire.PauseRun(run_id=RUN)
+
+
+def resume() -> Command:
+    return wire.ResumeRun(run_id=RUN)
 
 
 def cancel(*, compensate: bool = False, force: bool = False) -> Command:
@@ -255,8 +277,15 @@ class When:
     def _said(self, decided: Iterable[Decision]) -> Iterator[str]:
         for decision in decided:
             match decision:
-                case After(seconds=seconds, command=wire.WakeNode() as awaited):
+                case After(seconds=seconds, command=wire.ResumeNode(timed_out=False) as awaited):
                     yield f"wake {self._path(awaited.node_run_id)} in {seconds}"
+                case After(seconds=seconds, command=wire.ResumeNode(timed_out=True) as awaited):
+                    yield f"time out {self._path(awaited.node_run_id)} in {seconds}"
+                case Awaited(command=wire.StartChild() as start):
+                    assert (start.run_id, start.parent_node_run_id) == (decision.wait_id, decision.subject)
+                    yield f"start {self._path(start.parent_node_run_id)}"
+                case wire.PauseChild() | wire.ResumeChild() | wire.CancelRun():
+                    yield f"{_told(decision)} {self._awaiting(decision.run_id)}"
                 case wire.ContinueRun():
                     yield "continue"
                 case Event():
@@ -264,15 +293,28 @@ class When:
                 case _:
                     yield repr(decision)
 
+    def _awaiting(self, child: str) -> str:
+        """The node run that waits, or waited, for a child run."""
+        (row,) = [
+            row
+            for (kind, _), row in self.flow.tables.rows.items()
+            if kind is NodeRun and row.wait and row.wait["id"] == child
+        ]
+        return self._path(row.id)
+
     def _event(self, event: Event) -> str:
         path = self._path(getattr(event, "node_run_id", "") or "")
         match event:
             case wire.NodeScheduled():
-                return f"{'ready' if event.ready else 'pending' if event.due_at else 'queued'} {path}"
+                return f"{'ready' if event.ready else 'queued'} {path}"
+            case wire.NodeWaiting():
+                return f"pending {path}"
             case wire.NodeDispatched():
                 return f"ready {path}#{event.lease_token}"
             case wire.NodeQueued():
                 return f"queued {path}"
+            case wire.RunPaused() | wire.RunResumed():
+                return f"{_status(event)} by {event.by}"
             case wire.NodeStarted():
                 return f"running {path}#{event.lease_token}"
             case wire.LeaseRenewed():
@@ -307,3 +349,14 @@ class When:
 
 def _status(event: Event) -> str:
     return event.type.removeprefix("runtime.").replace("_", " ")
+
+
+def _told(command: Command) -> str:
+    """What a child run is told."""
+    match command:
+        case wire.CancelRun(compensate=compensate, force=force):
+            return f"cancel{' compensate' * compensate}{' force' * force} child of"
+        case wire.PauseChild():
+            return "pause child of"
+        case _:
+            return "resume child of"

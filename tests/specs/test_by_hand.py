@@ -95,7 +95,7 @@ def test_a_claim_ends_with_the_time_out_of_its_node() -> None:
 def test_a_claim_that_times_out_is_retried_by_the_nodes_policy() -> None:
     config = {"timeout_seconds": 5, "retry_policy": {"max_attempts": 2, "retry_delay_seconds": 2}}
     flow = chain(**config).given(claim("a"), Later(5.0))
-    flow.when(expire("a", token=2)).then("retry a:timeout", "wake a in 2.0")
+    flow.when(expire("a", token=2)).then("retry a:timeout", "pending a", "wake a in 2.0")
     assert (flow.node("a").leased_by, flow.node("a").listed, flow.node("a").ready) == (None, UNLISTED, False)
 
 

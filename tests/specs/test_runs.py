@@ -166,11 +166,11 @@ def test_an_output_that_is_too_large_fails_its_node() -> None:
 def test_a_failure_is_retried_after_its_delay() -> None:
     policy = {"max_attempts": 3, "retry_delay_seconds": 2, "backoff": "exponential"}
     flow = chain(a={"retry_policy": policy}).given()
-    run = flow.when(fail("a")).then("retry a:broken", "wake a in 2.0")
+    run = flow.when(fail("a")).then("retry a:broken", "pending a", "wake a in 2.0")
     assert run.status == "waiting"
     flow.when(wake("a", attempt=1)).then()
     flow.when(wake("a", attempt=2)).then("ready a#2")
-    flow.when(fail("a", token=2)).then("retry a:broken", "wake a in 4.0")
+    flow.when(fail("a", token=2)).then("retry a:broken", "pending a", "wake a in 4.0")
     flow.when(wake("a", attempt=3)).then("ready a#3")
     flow.when(fail("a", token=3)).then("failed a:broken", "run failing:broken", "run failed:broken")
 
@@ -238,7 +238,7 @@ def test_a_step_nobody_holds_does_not_expire() -> None:
 
 def test_a_delayed_node_waits_for_its_time() -> None:
     flow = Flow("a:code", configs={"a": {"delay_seconds": 3}})
-    run = flow.when(flow.create()).then("run created", "pending a", "wake a in 3.0")
+    run = flow.when(flow.create()).then("run created", "queued a", "pending a", "wake a in 3.0")
     assert run.status == "waiting"
     run = flow.when(wake("a")).then("ready a#1")
     assert run.status == "running"

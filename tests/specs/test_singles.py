@@ -35,12 +35,14 @@ def test_its_step_waits_with_its_input(single: Single) -> None:
 
 
 def test_whoever_awaits_it_is_told_its_output(single: Single) -> None:
-    assert told(single.handle(complete("check", {"problems": []}))) == [Answer(result={"problems": []})]
+    assert told(single.handle(complete("check", {"problems": []}))) == [
+        Answer(result={"output": {"problems": []}, "output_text": None})
+    ]
 
 
 def test_whoever_awaits_it_is_told_why_it_failed(single: Single) -> None:
     (answer,) = told(single.handle(fail("check", "broken", retryable=False)))
-    assert (answer.code, answer.result) == ("broken", None)
+    assert (answer.code, answer.result) == ("broken", {"retryable": True})
 
 
 def test_whoever_awaits_it_is_told_that_it_was_cancelled(single: Single) -> None:

@@ -10,7 +10,7 @@ from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
 from schemas.messages import derive
-from schemas.runtime import RUN_ENDED, WakeNode
+from schemas.runtime import RUN_ENDED, ResumeNode
 
 _ENDED = ", ".join(f"'{status}'" for status in sorted(RUN_ENDED))
 _STEPS = """SELECT n.id, n.run_id, n.leased_by, n.lease_until, e.at FROM node_run n
@@ -34,7 +34,11 @@ _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
           OR n.status = 'queued' AND n.ready)) AS waits
 FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
 WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
-_PENDING = "SELECT id, run_id, attempt, due_at FROM node_run WHERE status = 'pending'"
+_PENDING = "SELECT id, run_id, due_at, wait ->> 'id' AS wait_id FROM node_run WHERE status = 'pending'"
+_CHILDREN = f"""SELECT n.id, n.run_id, n.wait ->> 'id' AS wait_id, c.status FROM node_run n
+JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN run c ON c.id = (n.wait ->> 'id')::uuid
+WHERE n.status = 'pending' AND n.wait ->> 'on' = 'run' AND e.at < $1
+  AND (c.id IS NULL OR c.status IN ({_ENDED}) AND c.ended_at < to_timestamp($1))"""
 _DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
 _TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
 EXPIRING_SECONDS = 2.0
@@ -68,6 +72,7 @@ async def check_stuck(system: System) -> None:
         elif not row["waits"] and row["mode"] == "auto":
             add("I11", [f"run {row['id']} is {row['status']}, its queued nodes wait for nothing"])
     await _timers(system, before)
+    await _children(system, before)
     await _deferred(system)
 
 
@@ -88,22 +93,33 @@ async def _without_timer(system: System) -> set[str]:
 
 
 async def _timers(system: System, before: float) -> None:
-    """A pending node run waits for its timer: there must be one, and it must fire."""
-    awaited: set[tuple[str, int]] = set()
+    """A pending node run that waits for a time has a timer, and that fires."""
+    awaited: set[tuple[str, str]] = set()
     async for row in system.stream(_TIMERS, before):
         system.report.checked["timers"] += 1
         command = _command(row["headers"], row["body"])
         if row["late"]:
             system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
-        if isinstance(command, WakeNode):
-            awaited.add((command.node_run_id, command.attempt))
+        if isinstance(command, ResumeNode):
+            awaited.add((command.node_run_id, command.wait_id))
     async for row in system.stream(_PENDING):
-        waits = (str(row["id"]), row["attempt"]) in awaited
+        if not row["due_at"]:
+            continue  # It waits as long as it takes.
+        waits = (str(row["id"]), row["wait_id"]) in awaited
         # A timer that has just fired is a record on its way.
-        if not waits and (row["due_at"] or 0.0) < before:
+        if not waits and row["due_at"] < before:
             system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} is due and has no timer"])
         elif not waits and row["due_at"] > system.now + 1:
             system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} waits for a timer that is gone"])
+
+
+async def _children(system: System, before: float) -> None:
+    """A node run that waits for a child run is told of its end: the child goes on, or its answer is on its way."""
+    async for row in system.stream(_CHILDREN, before):
+        what = f"is {row['status']}" if row["status"] else "is not there"
+        system.report.add(
+            "I11", [f"node_run {row['id']} of run {row['run_id']} waits for run {row['wait_id']}, which {what}"]
+        )
 
 
 def _command(headers: bytes, body: bytes) -> object:

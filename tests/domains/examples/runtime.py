@@ -6,7 +6,7 @@ import uuid
 
 from handlers.catalog import version_id
 from schemas.catalog import CreateDefinition, CreateVersion, TakeCheck, definition_id
-from schemas.messages import Command, JsonObject, derive
+from schemas.messages import Command, JsonObject, derive, derive_near
 from schemas.runtime import (
     CancelRun,
     CompleteNode,
@@ -18,17 +18,26 @@ from schemas.runtime import (
     FailNode,
     FailRun,
     Failure,
+    PauseChild,
+    PauseRun,
+    ResumeChild,
+    ResumeNode,
+    ResumeRun,
     SetNodeStatus,
     SetRunStatus,
+    StartChild,
     StartSingle,
-    WakeNode,
     node_run_id,
 )
 from tests.domains.examples import Changed, Internal, Step
 from tests.domains.platform import TENANT, message_id
 
-MANUAL, LONG, CANCELLED, BROKEN, SET, SINGLE = (str(uuid.UUID(int=number, version=4)) for number in range(101, 107))
-STEPWISE, AT_ONCE = (definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once"))
+MANUAL, LONG, CANCELLED, BROKEN, SET, SINGLE, PARENT = (
+    str(uuid.UUID(int=number, version=4)) for number in range(101, 108)
+)
+STEPWISE, AT_ONCE, NESTED = (definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once", "nested"))
+CALL = node_run_id(PARENT, "call", "1")
+CHILD = derive_near(CALL, "run:1")
 A, B = (node_run_id(MANUAL, name, "1") for name in "ab")
 RETRIED = {"max_attempts": 2, "retry_delay_seconds": 2}
 CODE = {"language": "python", "code": "def main():\n    return {}"}
@@ -62,6 +71,9 @@ GIVEN: tuple[Command | Internal, ...] = (
     CreateDefinition(kind="workflow", code="at-once", name="At once"),
     version(AT_ONCE, [{"id": name, "type": "answer", "config": {"text": name}} for name in "abcde"], "ab ac bd cd de"),
     checked(AT_ONCE, 4),
+    CreateDefinition(kind="workflow", code="nested", name="Nested"),
+    version(NESTED, [{"id": "call", "type": "workflow", "config": {"workflow_id": STEPWISE}}], ""),
+    checked(NESTED, 7),
 )
 STEPS: tuple[Step, ...] = (
     Internal(StartSingle(run_id=SINGLE, step="check", inputs={"version_id": SINGLE})),
@@ -72,7 +84,7 @@ STEPS: tuple[Step, ...] = (
     Changed("node_run", B, {"leased_by": "executor", "lease_until": 1.0, "started_at": 1.0}),
     Internal(ExpireLease(run_id=MANUAL, node_run_id=B, lease_token=1)),
     Internal(FailNode(run_id=MANUAL, node_run_id=B, lease_token=2, error=FAILURE)),
-    Internal(WakeNode(run_id=MANUAL, node_run_id=B, attempt=2)),
+    Internal(ResumeNode(run_id=MANUAL, node_run_id=B, wait_id=derive_near(B, "timer:2"))),
     SetNodeStatus(run_id=MANUAL, node_run_id=B, status="completed", output={"y": 2}),
     CreateRun(run_id=LONG, workflow_id=AT_ONCE),
     Internal(ContinueRun(run_id=LONG)),
@@ -82,4 +94,21 @@ STEPS: tuple[Step, ...] = (
     Internal(FailRun(run_id=BROKEN, error=FAILURE)),
     CreateRun(run_id=SET, workflow_id=STEPWISE),
     SetRunStatus(run_id=SET, status="failed"),
+    CreateRun(run_id=PARENT, workflow_id=NESTED),
+    Internal(
+        StartChild(
+            run_id=CHILD,
+            workflow_id=STEPWISE,
+            parent_run_id=PARENT,
+            parent_node_run_id=CALL,
+            root_run_id=PARENT,
+            depth=1,
+        )
+    ),
+    PauseRun(run_id=PARENT),
+    Internal(PauseChild(run_id=CHILD)),
+    ResumeRun(run_id=PARENT),
+    Internal(ResumeChild(run_id=CHILD)),
+    CancelRun(run_id=CHILD),
+    Internal(ResumeNode(run_id=PARENT, node_run_id=CALL, wait_id=CHILD, error=Failure(code="run_cancelled"))),
 )
