@@ -273,12 +273,12 @@ class Runtime:
     def resume_node(self, command: wire.ResumeNode, rows: Rows, meta: Meta) -> Iterator[Decision]:
         run = rows.get(Run, meta.aggregate_id)
         row = rows.get(NodeRun, command.node_run_id)
-        if run is None or row is None or row.status != "pending" or row.wait is None:
+        if run is None or row is None or row.status != "pending":
             return
-        if row.wait["id"] != command.wait_id:
+        if row.wait_id != command.wait_id:
             return
         progress = self._progress(rows, meta)
-        if row.wait["on"] != "timer":
+        if row.wait_on != "timer":
             yield from progress.answered(row, command)
         elif run.status in GOING or "/" in row.path:
             yield from progress.due(row)

@@ -75,8 +75,8 @@ class NodeRun:
 
     `ready`: it may be claimed. `lease_token` rises with every attempt and every lost lease. `listed`: who has to find
     it: nobody (UNLISTED), executors (READY) or the sweepers of leases (LEASED). Only this is indexed, so that a step
-    that its lane's owner executes at once changes no index (ADR 012). `wait`: `on` what it waits while it is pending,
-    and the `id` of that; it stays when the node run has ended.
+    that its lane's owner executes at once changes no index (ADR 012). `wait_on`: what it waits for while it is
+    pending (`schemas.runtime.WaitOn`), `wait_id`: which one; both stay when the node run has ended.
     """
 
     id: Uuid
@@ -112,7 +112,8 @@ class NodeRun:
     deadline_at: Operational[Moment]
     result: Operational[bytes | None]
     listed: Operational[Small]
-    wait: JsonObject | None
+    wait_on: str | None
+    wait_id: Uuid | None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ _BLANK = NodeRun(
     deadline_at=0.0,
     result=None,
     listed=UNLISTED,
-    wait=None,
+    wait_on=None,
+    wait_id=None,
 )
 _UNLEASED: JsonObject = {
     "leased_by": None, "lease_until": 0.0, "deadline_at": 0.0, "result": None, "listed": UNLISTED
@@ -168,7 +169,8 @@ def _waiting(before: NodeRun, run: Run, event: wire.NodeWaiting, recorded: Happe
         status="pending",
         input=before.input if event.input is None else event.input,
         due_at=event.due_at,
-        wait={"on": event.on, "id": event.wait_id},
+        wait_on=event.on,
+        wait_id=event.wait_id,
     )
 
 
@@ -186,7 +188,8 @@ def _dispatched(before: NodeRun, run: Run, event: wire.NodeDispatched, recorded:
         timeout_seconds=event.timeout_seconds,
         due_at=0.0,
         started_at=0.0,
-        wait=None,
+        wait_on=None,
+        wait_id=None,
         **_CLAIMABLE,
     )
 
@@ -199,7 +202,8 @@ def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Happene
         ready=False,
         attempt=event.attempt,
         due_at=0.0,
-        wait=None,
+        wait_on=None,
+        wait_id=None,
         **_UNLEASED,
     )
 
@@ -265,7 +269,8 @@ def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, 
         attempt=event.attempt + 1,
         error=event.error.stored(),
         due_at=0.0,
-        wait=None,
+        wait_on=None,
+        wait_id=None,
         **_UNLEASED,
     )
 
@@ -274,7 +279,7 @@ def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Hap
     return changed(
         before,
         seq=recorded.seq,
-        status="pending" if before.wait else "queued",
+        status="pending" if before.wait_on else "queued",
         lease_token=event.lease_token,
         requeues=event.requeues,
         **(_CLAIMABLE if before.ready else _UNLEASED),

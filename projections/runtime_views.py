@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from typing_extensions import TypedDict
 
@@ -127,7 +127,7 @@ def node_run_view(node: NodeRun) -> NodeRunView:
         "route": node.route,
         "worker_key": node.leased_by or node.worker or None,
         "due_at": instant(node.due_at),
-        "wait": cast("WaitView | None", node.wait),
+        "wait": {"on": node.wait_on, "id": node.wait_id} if node.wait_on and node.wait_id else None,
         "lease_expire_time": instant(node.lease_until),
         "created_at": instant(node.created_at),
         "started_at": instant(node.started_at),

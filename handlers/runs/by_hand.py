@@ -39,8 +39,8 @@ def claim(
     `input`: what the worker is to work on, unless the node run has it already.
     """
     if row.leased_by is None:
-        if row.status == "pending" and row.wait is not None and row.wait["on"] != "timer":
-            raise Rejected("node_run_waits", f"the node run waits for {row.wait['on']} {row.wait['id']}")
+        if row.status == "pending" and row.wait_on != "timer":
+            raise Rejected("node_run_waits", f"the node run waits for {row.wait_on} {row.wait_id}")
         yield wire.NodeStarted(
             node_run_id=row.id,
             worker=command.worker_key,

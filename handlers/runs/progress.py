@@ -233,8 +233,7 @@ class Progress:
         if answer.error is None:
             yield from self.completed(row, answer.output or {}, answer.output_text, route=answer.route)
             return
-        wait = cast(JsonObject, row.wait)
-        child = wait["id"] if wait["on"] == "run" else None
+        child = row.wait_id if row.wait_on == "run" else None
         message = f"run {child}: {answer.error.message}" if child else answer.error.message
         error = NodeError(answer.error.code, message, retryable=answer.retryable, run_id=child)
         yield from self.failed(row, error, output=answer.output, text=answer.output_text)
@@ -259,7 +258,7 @@ class Progress:
         if children:
             for row in rows:
                 if is_waiting_for_run(row):
-                    yield wire.PauseChild(run_id=cast(JsonObject, row.wait)["id"])
+                    yield wire.PauseChild(run_id=cast(str, row.wait_id))
         claimable = [row for row in rows if row.ready and row.status == "queued" and row.leased_by is None]
         for row in claimable[: self._share]:
             yield wire.NodeQueued(node_run_id=row.id, attempt=row.attempt)
@@ -270,7 +269,7 @@ class Progress:
         """The pause is over: children go on, and what was queued meanwhile."""
         for row in sorted(self._rows.live(NodeRun), key=lambda row: row.seq):
             if is_waiting_for_run(row):
-                yield wire.ResumeChild(run_id=cast(JsonObject, row.wait)["id"])
+                yield wire.ResumeChild(run_id=cast(str, row.wait_id))
         yield from self.continued()
 
     def continued(self) -> Iterator[Decision]:
@@ -365,7 +364,7 @@ class Progress:
 
 
 def is_waiting_for_run(row: NodeRun) -> bool:
-    return row.status == "pending" and row.wait is not None and row.wait["on"] == "run"
+    return row.status == "pending" and row.wait_on == "run"
 
 
 def _unwound(run: Run) -> Ended:

@@ -46,7 +46,7 @@ class Waits:
         yield After(seconds, wire.ResumeNode(run_id=self._run_id, node_run_id=id, wait_id=wait_id))
 
     def wake(self, row: NodeRun, seconds: float) -> After:
-        wait_id = cast(JsonObject, row.wait)["id"]
+        wait_id = cast(str, row.wait_id)
         return After(seconds, wire.ResumeNode(run_id=self._run_id, node_run_id=row.id, wait_id=wait_id))
 
     # --- child runs ------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ class Waits:
 
     def abandon(self, row: NodeRun, run: Run, *, force: bool = False, compensate: bool = False) -> Iterator[Decision]:
         """End what a node run waits for, or waited for until now. A timer that goes off finds nobody."""
-        if row.status != "pending" or row.wait is None:
+        if row.status != "pending":
             return
-        match row.wait["on"]:
+        match row.wait_on:
             case "run":
                 yield self.cancel_child(row, run, force=force, compensate=compensate)
 
@@ -106,7 +106,7 @@ class Waits:
         """While the run unwinds, the child does as the run; else `compensate` says whether it makes up for itself."""
         unwinding = run.status in wire.RUN_UNWINDING
         return wire.CancelRun(
-            run_id=cast(JsonObject, row.wait)["id"],
+            run_id=cast(str, row.wait_id),
             compensate=run.compensates if unwinding else compensate,
             force=force,
         )

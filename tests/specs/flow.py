@@ -295,11 +295,7 @@ class When:
 
     def _awaiting(self, child: str) -> str:
         """The node run that waits, or waited, for a child run."""
-        (row,) = [
-            row
-            for (kind, _), row in self.flow.tables.rows.items()
-            if kind is NodeRun and row.wait and row.wait["id"] == child
-        ]
+        (row,) = [row for (kind, _), row in self.flow.tables.rows.items() if kind is NodeRun and row.wait_id == child]
         return self._path(row.id)
 
     def _event(self, event: Event) -> str:

@@ -31,7 +31,7 @@ def test_a_child_run_is_awaited_and_its_output_is_the_nodes() -> None:
     flow = nested("a>b", inputs={"x": "{{inputs.n}}"})
     flow.inputs = {"n": 3}
     run = flow.when(flow.create()).then("run created", "queued a", "pending a", "start a")
-    assert (run.status, run.children, flow.node("a").wait) == ("waiting", 1, {"on": "run", "id": child_of("a")})
+    assert (run.status, run.children, flow.node("a").wait_id) == ("waiting", 1, child_of("a"))
     assert flow.node("a").input == {"inputs": {"x": 3}}
     run = flow.when(answer("a", {"sum": 4}, output_text="four")).then("completed a", "completed b", "run completed")
     assert (flow.node("a").output, flow.node("a").output_text) == ({"sum": 4}, "four")
@@ -55,7 +55,7 @@ def test_a_childs_failure_is_the_nodes_and_names_the_child() -> None:
 def test_a_failed_child_is_tried_again_as_another_run() -> None:
     flow = nested("a>b", retry_policy={"max_attempts": 2}).given()
     flow.when(answer("a", error="card_refused", retryable=True)).then("retry a:card_refused", "pending a", "start a")
-    assert flow.node("a").wait == {"on": "run", "id": child_of("a", 2)}
+    assert (flow.node("a").wait_on, flow.node("a").wait_id) == ("run", child_of("a", 2))
     flow.when(answer("a", {}, attempt=1)).then()
     flow.when(answer("a", {}, attempt=2)).then("completed a", "completed b", "run completed")
 

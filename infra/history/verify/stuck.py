@@ -34,10 +34,10 @@ _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
           OR n.status = 'queued' AND n.ready)) AS waits
 FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
 WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
-_PENDING = "SELECT id, run_id, due_at, wait ->> 'id' AS wait_id FROM node_run WHERE status = 'pending'"
-_CHILDREN = f"""SELECT n.id, n.run_id, n.wait ->> 'id' AS wait_id, c.status FROM node_run n
-JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN run c ON c.id = (n.wait ->> 'id')::uuid
-WHERE n.status = 'pending' AND n.wait ->> 'on' = 'run' AND e.at < $1
+_PENDING = "SELECT id, run_id, due_at, wait_id FROM node_run WHERE status = 'pending'"
+_CHILDREN = f"""SELECT n.id, n.run_id, n.wait_id, c.status FROM node_run n
+JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN run c ON c.id = n.wait_id
+WHERE n.status = 'pending' AND n.wait_on = 'run' AND e.at < $1
   AND (c.id IS NULL OR c.status IN ({_ENDED}) AND c.ended_at < to_timestamp($1))"""
 _DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
 _TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
@@ -105,7 +105,7 @@ async def _timers(system: System, before: float) -> None:
     async for row in system.stream(_PENDING):
         if not row["due_at"]:
             continue  # It waits as long as it takes.
-        waits = (str(row["id"]), row["wait_id"]) in awaited
+        waits = (str(row["id"]), str(row["wait_id"])) in awaited
         # A timer that has just fired is a record on its way.
         if not waits and row["due_at"] < before:
             system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} is due and has no timer"])
