@@ -110,7 +110,7 @@ class Attendants:
             await asyncio.sleep(self.chance.uniform(0, 0.5))
             runs = {each.id for each in self.family()}
             rows = [row for row in self.world.database.tables["node_run"].values() if row.run_id in runs]
-            waiting = [row for row in rows if row.status == "pending" and row.wait and row.wait["on"] != "timer"]
+            waiting = [row for row in rows if row.status == "pending" and row.wait_on != "timer"]
             if waiting and self.chance.random() < 0.3:
                 return self.chance.choice(waiting)
         return None

@@ -24,9 +24,9 @@ def waits(world: World, histories: Histories) -> Iterator[str]:
     """Nothing waits for what has ended or never was."""
     tables = world.database.tables
     for row in tables["node_run"].values():
-        if row.status != "pending" or row.wait is None:
+        if row.status != "pending":
             continue
-        kind, id = row.wait["on"], row.wait["id"]
+        kind, id = row.wait_on, row.wait_id
         if kind == "task":
             task = tables["human_task"].get(id)
             if task is None or task.status in human_wire.TASK_ENDED:
