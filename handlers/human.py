@@ -231,7 +231,7 @@ def _result(task: HumanTask, command: CompleteTask, user: str) -> JsonObject:
 def _known(rows: Rows, meta: Meta) -> HumanTask:
     task = rows.get(HumanTask, meta.aggregate_id)
     if task is None:
-        raise Rejected("not_found", "no such task", status=404)
+        raise Rejected("human_task_not_found", "there is no such human task", status=404)
     return task
 
 

@@ -58,6 +58,7 @@ TASKS = table(
     index("human_task_of_status", "tenant_id", "status", "created_at", "id"),
     index("human_task_of_assignee", "tenant_id", "assigned_to", "created_at", "id", where="assigned_to IS NOT NULL"),
     index("human_task_of_run", "tenant_id", "run_id", "created_at", "id", where="run_id IS NOT NULL"),
+    index("human_task_ended", "ended_at", where="ended_at IS NOT NULL"),
 )
 TABLES: tuple[TableSpec, ...] = (TASKS,)
 

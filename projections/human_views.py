@@ -89,4 +89,4 @@ def human_task_view(task: HumanTask) -> HumanTaskView:
     }
 
 
-HUMAN_TASK = View("task", TASKS, HumanTaskView, human_task_view)
+HUMAN_TASK = View("human task", TASKS, HumanTaskView, human_task_view)

@@ -1,6 +1,4 @@
-"""Wire contract of human tasks: what somebody is asked, and what was said. These names are stored; renaming one is a
-migration.
-"""
+"""Wire contract of human tasks. These names are stored; renaming one is a migration."""
 
 from __future__ import annotations
 
@@ -250,15 +248,7 @@ class TaskEscalated(Event):
 
 
 HumanCommand = (
-    CreateTask
-    | OpenTask
-    | ClaimTask
-    | ReleaseTask
-    | AssignTask
-    | CompleteTask
-    | CancelTask
-    | WithdrawTask
-    | ExpireTask
+    CreateTask | OpenTask | ClaimTask | ReleaseTask | AssignTask | CompleteTask | CancelTask | WithdrawTask | ExpireTask
 )
 HumanEvent = (
     TaskCreated

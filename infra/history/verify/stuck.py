@@ -9,6 +9,7 @@ from infra.history.verify.system import System, known
 from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
+from schemas.human import ExpireTask
 from schemas.messages import derive
 from schemas.runtime import RUN_ENDED, WakeNode
 
@@ -35,6 +36,7 @@ _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
 FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
 WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
 _PENDING = "SELECT id, run_id, attempt, due_at FROM node_run WHERE status = 'pending'"
+_TASKS = "SELECT id, due_at FROM human_task WHERE ended_at IS NULL AND due_at IS NOT NULL"
 _DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
 _TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
 EXPIRING_SECONDS = 2.0
@@ -88,8 +90,9 @@ async def _without_timer(system: System) -> set[str]:
 
 
 async def _timers(system: System, before: float) -> None:
-    """A pending node run waits for its timer: there must be one, and it must fire."""
+    """What waits for a timer (a pending node run, a task with a due time) must have one, and it must fire."""
     awaited: set[tuple[str, int]] = set()
+    tasks: set[str] = set()
     async for row in system.stream(_TIMERS, before):
         system.report.checked["timers"] += 1
         command = _command(row["headers"], row["body"])
@@ -97,13 +100,22 @@ async def _timers(system: System, before: float) -> None:
             system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
         if isinstance(command, WakeNode):
             awaited.add((command.node_run_id, command.attempt))
+        elif isinstance(command, ExpireTask):
+            tasks.add(command.task_id)
+    async for row in system.stream(_TASKS):
+        if str(row["id"]) not in tasks:
+            _untimed(system, f"human_task {row['id']}", row["due_at"], before)
     async for row in system.stream(_PENDING):
-        waits = (str(row["id"]), row["attempt"]) in awaited
-        # A timer that has just fired is a record on its way.
-        if not waits and (row["due_at"] or 0.0) < before:
-            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} is due and has no timer"])
-        elif not waits and row["due_at"] > system.now + 1:
-            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} waits for a timer that is gone"])
+        if (str(row["id"]), row["attempt"]) not in awaited:
+            _untimed(system, f"node_run {row['id']} of run {row['run_id']}", row["due_at"] or 0.0, before)
+
+
+def _untimed(system: System, what: str, due_at: float, before: float) -> None:
+    """There is no timer for this. One that has just fired is a record on its way."""
+    if due_at < before:
+        system.report.add("I11", [f"{what} is due and has no timer"])
+    elif due_at > system.now + 1:
+        system.report.add("I11", [f"{what} waits for a timer that is gone"])
 
 
 def _command(headers: bytes, body: bytes) -> object:
