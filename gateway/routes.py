@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gateway import api_keys, catalog, platform, runtime
+from gateway import api_keys, catalog, human, platform, runtime
 from gateway.http.routing import Route
 
-ROUTES: tuple[Route, ...] = (*runtime.ROUTES, *catalog.ROUTES, *platform.ROUTES, *api_keys.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *runtime.ROUTES,
+    *catalog.ROUTES,
+    *human.ROUTES,
+    *platform.ROUTES,
+    *api_keys.ROUTES,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from handlers import access, catalog
+from handlers import access, catalog, human
 from handlers.runs.programs import Programs
 from handlers.runs.progress import NODES_PER_MESSAGE_MAX
 from handlers.runtime import Runtime
@@ -32,6 +32,7 @@ def domains(installed: Installation) -> tuple[Domain, ...]:
         catalog.DOMAIN,
         Runtime(installed.programs, installed.step_kinds, installed.check_tokens, installed.share).domain(),
         access.DOMAIN,
+        human.DOMAIN,
     )
 
 

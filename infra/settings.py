@@ -127,6 +127,7 @@ class Settings(BaseSettings):
 
     # Retention: how many days things are kept; 0: for ever
     retention_runs_days: Annotated[float, Field(ge=0, description="ended runs, as long as outcomes of commands")] = 30
+    retention_human_tasks_days: Annotated[float, Field(ge=0, description="ended human tasks")] = 30
     retention_audits_days: Annotated[float, Field(ge=0, description="audit records of requests")] = 90
     retention_dead_letters_days: Annotated[float, Field(ge=0, description="dead letters nobody dealt with")] = 90
     retention_handled_dead_letters_days: Annotated[

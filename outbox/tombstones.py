@@ -34,7 +34,7 @@ def expired(gone: Tombstone) -> Rejected:
     shown: dict[str, Any] = {
         "ended_status": gone.status, "ended_at": instant(gone.ended_at), "removed_at": instant(gone.removed_at),
     }  # fmt: skip
-    detail = f"this {gone.kind} ended as {gone.status} and was removed by retention"
+    detail = f"this {_called(gone)} ended as {gone.status} and was removed by retention"
     return Rejected(f"{gone.kind}_expired", detail, status=410, **shown)
 
 
@@ -43,5 +43,9 @@ def refusal(gone: Tombstone, command: Command, tenant_id: str) -> Rejected:
     if command.creates:
         return Rejected("id_taken", "this id was used before; choose another one")
     if gone.tenant_id != tenant_id:
-        return Rejected(f"{gone.kind}_not_found", f"there is no such {gone.kind}", status=404)
+        return Rejected(f"{gone.kind}_not_found", f"there is no such {_called(gone)}", status=404)
     return expired(gone)
+
+
+def _called(gone: Tombstone) -> str:
+    return gone.kind.replace("_", " ")

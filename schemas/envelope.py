@@ -18,6 +18,8 @@ from schemas.messages import SCHEMA_VERSION
 Headers = list[tuple[str, bytes]]
 SOURCE = "agent-platform"
 HEADER_BYTES_MAX = 1024
+KEY_ACTOR = "api-key:"
+"""An actor that begins so is an API key that stands for no user."""
 _TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import pydantic
 import pydantic_core
 
-from schemas import access, catalog, outcomes, runtime, values
+from schemas import access, catalog, human, outcomes, runtime, values
 from schemas.envelope import Malformed
 from schemas.messages import Command, Event
 from schemas.problems import FieldError, pointer_of, summary
@@ -26,7 +26,7 @@ def by_name(commands: Iterable[type[Command]]) -> dict[str, type[Command]]:
     return {command.model_fields["type"].default: command for command in commands}
 
 
-DOMAINS: tuple[Messages, ...] = (catalog, runtime, access)
+DOMAINS: tuple[Messages, ...] = (catalog, runtime, access, human)
 COMMANDS: Mapping[str, type[Command]] = by_name(
     (*(command for domain in DOMAINS for command in domain.COMMANDS), *outcomes.COMMANDS)
 )

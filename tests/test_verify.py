@@ -21,6 +21,7 @@ from schemas import registry
 from schemas import runtime as wire
 from schemas.decider import Recorded
 from schemas.envelope import Envelope
+from schemas.human import CompleteTask, CreateTask
 from schemas.messages import Event, derive
 from schemas.runtime import CreateRun, node_run_id
 from schemas.topics import COMMANDS, DEAD_LETTERS, EVENTS, INGRESS
@@ -44,6 +45,11 @@ class Worked:
     manual: str
     refused: str
     step: str
+    asked: str
+    answered: str
+
+
+NAMES = ("done", "long", "waiting", "manual", "refused", "step", "asked", "answered")
 
 
 def chain(*nodes: dict[str, object]) -> dict[str, object]:
@@ -67,6 +73,9 @@ async def work(live: Live) -> dict[str, str]:
     waiting = await live.send(CreateRun(workflow_id=waits))
     manual = await live.send(CreateRun(workflow_id=steps, mode="manual"))
     refused = await live.send(CreateRun(workflow_id=str(uuid.uuid4())))
+    asked = await live.send(CreateTask(task_type="input", title="姓名", timeout_seconds=3_600))
+    answered = await live.send(CreateTask(task_type="input", title="t", timeout_seconds=3_600))
+    await live.do(CompleteTask(task_id=answered, status="completed"))
     assert (await live.outcome(refused))[0] == "rejected"
     assert {await live.run_ended(id) for id in [*done, walked]} == {"completed"}
     assert await live.run_ended(failed) == "failed"
@@ -88,6 +97,7 @@ async def work(live: Live) -> dict[str, str]:
     step = node_run_id(done[0], "code", "1")
     return {
         "done": done[0], "long": walked, "waiting": waiting, "manual": manual, "refused": refused, "step": step,
+        "asked": asked, "answered": answered,
     }  # fmt: skip
 
 
@@ -269,6 +279,15 @@ BREAKS = {
     "a timer of another tenant": ("I10", "UPDATE timer SET tenant_id = 't9'", "timer and its run", "{waiting}"),
     "a lane that stands still": ("I11", "UPDATE lane SET stopped = 'for a test' WHERE id = 2", "lane 2 is stopped"),
     "a timer that is gone": ("I11", "DELETE FROM timer", "{waiting}", "timer that is gone"),
+    "a task whose timer is gone": ("I11", "DELETE FROM timer", "human_task {asked}", "timer that is gone"),
+    "a task whose timer went without ending it": (
+        "I11", "WITH t AS (DELETE FROM timer) UPDATE human_task SET due_at = due_at - 7200",
+        "human_task {asked}", "is due and has no timer"
+    ),
+    "a task that goes on after its end": (
+        "I2", "UPDATE event SET type = 'human.task_completed', data = '{{\"status\":\"completed\"}}'"
+        " WHERE aggregate_id = '{answered}' AND seq = 1", "human_task {answered} ended 2 times"
+    ),
     "a timer that does not fire": (
         "I11", "UPDATE timer SET due_at = now() - interval '1 hour'", "timer", "is overdue"
     ),
@@ -346,7 +365,7 @@ async def test_what_is_broken_in_the_database_is_reported(
 ) -> None:
     settings, database = broken
     invariant, sql, *parts = BREAKS[what]
-    ids = {name: getattr(worked, name) for name in ("done", "long", "waiting", "manual", "refused", "step")}
+    ids = {name: getattr(worked, name) for name in NAMES}
     touched = await database.execute(sql.format(**ids))
     assert not touched.endswith(" 0"), "nothing was broken"
     report = await examine(settings)

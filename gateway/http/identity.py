@@ -14,6 +14,7 @@ from starlette.requests import Request
 from gateway.http.ports import Reads
 from gateway.http.problems import Problem, invalid_field
 from projections.access import ApiKey
+from schemas.envelope import KEY_ACTOR
 from schemas.messages import UUID_PATTERN
 
 KEY_CACHE_SECONDS = 3.0
@@ -44,7 +45,7 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        return self.user_id or (f"api-key:{self.api_key_id}" if self.api_key_id else "")
+        return self.user_id or (f"{KEY_ACTOR}{self.api_key_id}" if self.api_key_id else "")
 
     def holds(self, scope: str) -> bool:
         """Whether this caller may use, and so hand on, `scope`."""

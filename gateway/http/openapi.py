@@ -28,7 +28,7 @@ _PROBLEMS = {
     403: "Not allowed, or another tenant's, or from a web page of another host",
     404: "There is no such object",
     409: "The object is not in a state that allows this",
-    410: "The run has ended and was removed by retention",
+    410: "It has ended and was removed by retention",
     413: "The body is too large",
     415: "The body is not JSON, or is compressed",
     422: "A value is not acceptable; `errors` names each field by JSON pointer",

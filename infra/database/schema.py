@@ -25,8 +25,10 @@ BEGIN  -- By now an insert has waited for whoever was removing the row, and this
 END $$
 """
 
+REMOVABLE = ("run", "human_task")
+"""Heads of aggregates that retention removes."""
 NOT_REMOVED = """
-CREATE TRIGGER not_removed AFTER INSERT ON run REFERENCING NEW TABLE AS made
+CREATE TRIGGER not_removed AFTER INSERT ON {} REFERENCING NEW TABLE AS made
   FOR EACH STATEMENT EXECUTE FUNCTION ap_not_removed()
 """
 
@@ -54,7 +56,7 @@ def statements(tables: sa.MetaData = metadata) -> list[str]:
         made += [str(CreateIndex(index).compile(dialect=dialect)) for index in indexes]
         if table.info.get("storage"):
             made.append(f"ALTER TABLE {table.name} SET ({table.info['storage']})")
-    made += [FENCE, REMOVED, NOT_REMOVED]
+    made += [FENCE, REMOVED, *map(NOT_REMOVED.format, REMOVABLE)]
     return [statement.strip() for statement in made]
 
 

@@ -7,6 +7,7 @@ from infra.settings import Settings
 from outbox.ended import Ended
 from outbox.retention import DAY_SECONDS, INBOX, OUTCOMES, Aged
 from outbox.tables import DEAD_LETTER
+from projections.human import TASKS
 from projections.runtime import MARKS, NODE_RUNS, RUNS
 
 
@@ -23,9 +24,13 @@ def aged(settings: Settings) -> tuple[Aged, ...]:
 
 
 def ended(settings: Settings) -> tuple[Ended, ...]:
-    """One entry for each class of runs: the conditions of several exclude each other."""
+    """One entry for each class of runs: the conditions of several exclude each other.
+
+    Heads that are named here need a trigger that keeps their ids from being used again (infra.database.schema).
+    """
     parts = (NODE_RUNS, MARKS)
     return (
         Ended(RUNS, parts, settings.retention_runs_days * DAY_SECONDS, "h.kind = 'graph'"),
         Ended(RUNS, parts, DAY_SECONDS, "h.kind = 'single'", "single_run"),  # What the platform did for itself.
+        Ended(TASKS, (), settings.retention_human_tasks_days * DAY_SECONDS),
     )

@@ -36,8 +36,17 @@ class Given:
     tables: Tables
     seq: int
 
-    def when(self, command: Command, *, tenant_id: str | None = None) -> When:
-        meta = Meta(MESSAGE, tenant_id or self.spec.tenant_id, AGGREGATE, at=100.0)
+    def when(
+        self,
+        command: Command,
+        *,
+        tenant_id: str | None = None,
+        actor: str = "",
+        at: float = 100.0,
+        answer_to: str = "",
+    ) -> When:
+        tenant_id = tenant_id or self.spec.tenant_id
+        meta = Meta(MESSAGE, tenant_id, AGGREGATE, at=at, actor=actor, answer_to=answer_to)
         decide = self.spec.domain.decide[type(command)]
         self.tables.tenant_id = meta.tenant_id
 

@@ -212,6 +212,7 @@ async def test_the_examples_show_the_fields_that_answers_have(http: httpx.AsyncC
     version = {"workflow_id": workflow.json()["id"], "dsl_json": GREET, "status": "published"}
     await http.post("/gateway/workflows/versions", json=version)
     run = await http.post("/gateway/runtime/runs", json={"workflow_id": workflow.json()["id"]})
+    await http.post("/gateway/human/tasks", json={"task_type": "input", "title": "Name?"})
     made = await http.post("/gateway/api-keys", json={"name": "k"})
     assert set(made.json()) == set(get_type_hints(CreatedApiKey))
     listings = [route for route in ROUTES if isinstance(route, Listing)]

@@ -29,6 +29,7 @@ from outbox import ended as removal
 from outbox.ended import AGGREGATES_MAX, EVENTS_MAX, TAKE_LOCK, Ended, Removed, remove_some
 from outbox.retention import Retention
 from schemas.envelope import Envelope
+from schemas.human import CancelTask, CompleteTask, CreateTask
 from schemas.messages import derive
 from schemas.runtime import CancelRun, CompleteNode, CreateRun, SetRunStatus, node_run_id
 from schemas.topics import COMMANDS, partition_of
@@ -179,6 +180,42 @@ async def answered_late(live: Live, run: str) -> None:
     report = await examine(live.settings, patience_seconds=10.0)
     # Its outcome was deleted above, and what it is refused for now is no violation.
     assert report.clean, report.document()
+
+
+async def test_an_ended_task_goes_and_what_comes_too_late_for_it_meets_the_tombstone(services: EmbeddedStack) -> None:
+    async with prepared(services, f"tasks_{os.getpid()}") as settings, running(settings) as live:
+        task, waiting = str(uuid.uuid4()), str(uuid.uuid4())
+        create = CreateTask(task_id=task, task_type="input", title="姓名")
+        await live.do(create)
+        await live.do(CreateTask(task_id=waiting, task_type="input", title="t"))
+        await live.do(CompleteTask(task_id=task, status="completed"))
+        await sent(live)
+        (rule,) = [replace(rule, kept_seconds=1e-6) for rule in ended(Settings()) if rule.kind == "human_task"]
+        async with as_worker(settings) as pool:
+            assert (await Retention(pool, [], [rule]).round()).aggregates == {"human_task": 1}
+        assert (await counts(live.database, [task])) == {
+            "run": 0, "node_run": 0, "run_mark": 0, "event": 0, "tombstone": 1,
+        }  # fmt: skip
+        for command, tenant, expected in (
+            (CancelTask(task_id=task), TENANT, (410, "human_task_expired")),
+            (CancelTask(task_id=task), "t9", (404, "human_task_not_found")),
+            (create, TENANT, (409, "id_taken")),
+        ):
+            status, problem = await live.outcome(await live.send(command, tenant=tenant))
+            assert (status, problem["status"], problem["code"]) == ("rejected", *expected), (command, problem)
+        random = await live.outcome(await live.send(CancelTask(task_id=str(uuid.uuid4()))))
+        foreign = await live.outcome(await live.send(CancelTask(task_id=task), tenant="t9"))
+        assert random == foreign
+        # Whoever does not look first is refused by the table.
+        row = await live.database.fetchval("SELECT to_jsonb(t) FROM human_task t WHERE id = $1", waiting)
+        again = """INSERT INTO human_task SELECT r.* FROM
+          jsonb_populate_record(null::human_task, $1::jsonb || jsonb_build_object('id', $2::text)) AS r"""
+        with pytest.raises(asyncpg.UniqueViolationError, match="not used again"):
+            await live.database.execute(again, row, task)
+        await live.rest()
+        report = await examine(settings, patience_seconds=10.0)
+        assert report.clean, report.document()
+        assert (await rebuild(settings.required_database_url, check=True)).equal
 
 
 async def test_without_tombstones_a_removed_run_comes_back(services: EmbeddedStack) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.database.schema import REMOVABLE
 from infra.local.embedded import EmbeddedStack
 from infra.roles.prepare import migrate
 from infra.roles.retention import aged, ended
@@ -37,6 +38,7 @@ KEPT_DAYS = {
     "dead_letter": 90.0,
     "handled_dead_letter": 31.0,
 }
+NONE_ENDED = {"run": 0, "single_run": 0, "human_task": 0}
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ async def test_only_what_is_too_old_is_forgotten(database: tuple[Settings, async
     told: list[Round] = []
     retention = Retention(pool, aged(settings), ended(settings), lambda done, now: told.append(done))
     first = await retention.round()
-    assert first.rows == dict.fromkeys(KEPT_DAYS, 3) | {"run": 0, "single_run": 0}
-    assert (await retention.round()).rows == dict.fromkeys(KEPT_DAYS, 0) | {"run": 0, "single_run": 0}
+    assert first.rows == dict.fromkeys(KEPT_DAYS, 3) | NONE_ENDED
+    assert (await retention.round()).rows == dict.fromkeys(KEPT_DAYS, 0) | NONE_ENDED
     assert told[0] is first
     assert await pool.fetchval("SELECT count(*) FROM dead_letter") == 4
     assert await pool.fetchval("SELECT count(*) FROM gateway_request_audit") == 2
@@ -85,7 +87,7 @@ async def test_no_days_mean_for_ever(database: tuple[Settings, asyncpg.Pool]) ->
         update=dict.fromkeys((name for name in Settings.model_fields if name.startswith("retention_")), 0.0)
     )
     done = await Retention(pool, aged(for_ever), ended(for_ever)).round()
-    assert done.rows == {"inbox": 3, "command_outcome": 3, "run": 0, "single_run": 0}
+    assert done.rows == {"inbox": 3, "command_outcome": 3} | NONE_ENDED
 
 
 def test_a_letter_stays_as_long_as_its_record() -> None:
@@ -114,3 +116,7 @@ def test_a_round_is_counted() -> None:
 def test_rules_name_what_they_forget_once() -> None:
     rules: tuple[Aged, ...] = aged(load_settings())
     assert sorted(rule.what for rule in rules) == sorted(KEPT_DAYS)
+
+
+def test_ids_of_what_is_removed_are_kept_from_being_used_again() -> None:
+    assert {rule.kind for rule in ended(load_settings())} == set(REMOVABLE)

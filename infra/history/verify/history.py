@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from schemas import human
 from schemas import runtime as wire
 from schemas.decider import Recorded
 from schemas.messages import Event, derive
@@ -15,11 +16,7 @@ NODE_ENDS = (wire.NodeCompleted, wire.NodeFailed, wire.NodeSkipped, wire.NodeCan
 def terminal_transitions(history: History) -> Iterator[str]:
     """I2: a run ends once, last of all; a node attempt ends once."""
     run_id = history[0].aggregate_id
-    terminal = [each for each in history if isinstance(each.event, wire.TERMINAL_EVENTS)]
-    if len(terminal) > 1:
-        yield f"run {run_id} ended {len(terminal)} times, at seq {[each.seq for each in terminal]}"
-    elif terminal and terminal[0] is not history[-1]:
-        yield f"run {run_id} went on to seq {history[-1].seq} after its end at seq {terminal[0].seq}"
+    yield from _ends_once(history, "run", wire.TERMINAL_EVENTS)
     ended: set[str] = set()
     attempts: set[tuple[str, int]] = set()
     for each in history:
@@ -33,6 +30,20 @@ def terminal_transitions(history: History) -> Iterator[str]:
             if event.node_run_id in ended or attempt in attempts:
                 yield f"node_run {attempt[0]} attempt {attempt[1]} ended again at seq {each.seq} of run {run_id}"
             attempts.add(attempt)
+
+
+def task_ends(history: History) -> Iterator[str]:
+    """I2: a human task ends once, last of all."""
+    return _ends_once(history, "human_task", human.TERMINAL_EVENTS)
+
+
+def _ends_once(history: History, what: str, ends: tuple[type[Event], ...]) -> Iterator[str]:
+    id = history[0].aggregate_id
+    terminal = [each for each in history if isinstance(each.event, ends)]
+    if len(terminal) > 1:
+        yield f"{what} {id} ended {len(terminal)} times, at seq {[each.seq for each in terminal]}"
+    elif terminal and terminal[0] is not history[-1]:
+        yield f"{what} {id} went on to seq {history[-1].seq} after its end at seq {terminal[0].seq}"
 
 
 def repeated_messages(history: History) -> Iterator[str]:

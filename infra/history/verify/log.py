@@ -13,6 +13,7 @@ from infra.history.verify.history import (
     lease_tokens,
     repeated_messages,
     sequence,
+    task_ends,
     terminal_transitions,
 )
 from infra.history.verify.system import KEPT_SECONDS, System, chunks, known, removed
@@ -97,6 +98,8 @@ def _of_one(history: History) -> Iterator[tuple[str, Iterator[str]]]:
     if history[0].event.type.startswith("runtime."):
         yield "I2", terminal_transitions(history)
         yield "I7", lease_tokens(history)
+    if history[0].event.type.startswith("human."):
+        yield "I2", task_ends(history)
 
 
 async def _of_many(system: System, batch: Sequence[History]) -> Causes:

@@ -9,6 +9,7 @@ from infra.history.verify.system import System, known
 from projections.runtime import LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
+from schemas.human import ExpireTask
 from schemas.messages import derive
 from schemas.runtime import RUN_ENDED, ResumeNode
 
@@ -34,11 +35,16 @@ _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
           OR n.status = 'queued' AND n.ready)) AS waits
 FROM run r LEFT JOIN event e ON e.aggregate_id = r.id AND e.seq = r.seq
 WHERE r.status NOT IN ({_ENDED}) AND coalesce(e.at, 0) < $1"""
-_PENDING = "SELECT id, run_id, due_at, wait_id FROM node_run WHERE status = 'pending'"
-_CHILDREN = f"""SELECT n.id, n.run_id, n.wait_id, c.status FROM node_run n
+_PENDING = "SELECT id, run_id, due_at, wait_id FROM node_run WHERE status = 'pending' AND due_at IS NOT NULL"
+_WAITS_FOR_RUNS = f"""SELECT n.id, n.run_id, n.wait_on, n.wait_id, c.status FROM node_run n
 JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN run c ON c.id = n.wait_id
 WHERE n.status = 'pending' AND n.wait_on = 'run' AND e.at < $1
   AND (c.id IS NULL OR c.status IN ({_ENDED}) AND c.ended_at < to_timestamp($1))"""
+_WAITS_FOR_TASKS = """SELECT n.id, n.run_id, n.wait_on, n.wait_id, t.status FROM node_run n
+JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN human_task t ON t.id = n.wait_id
+WHERE n.status = 'pending' AND n.wait_on = 'task' AND e.at < $1
+  AND (t.id IS NULL OR t.ended_at < to_timestamp($1))"""
+_TASKS = "SELECT id, due_at FROM human_task WHERE ended_at IS NULL AND due_at IS NOT NULL"
 _DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
 _TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
 EXPIRING_SECONDS = 2.0
@@ -72,7 +78,7 @@ async def check_stuck(system: System) -> None:
         elif not row["waits"] and row["mode"] == "auto":
             add("I11", [f"run {row['id']} is {row['status']}, its queued nodes wait for nothing"])
     await _timers(system, before)
-    await _children(system, before)
+    await _answers(system, before)
     await _deferred(system)
 
 
@@ -93,8 +99,9 @@ async def _without_timer(system: System) -> set[str]:
 
 
 async def _timers(system: System, before: float) -> None:
-    """A pending node run that waits for a time has a timer, and that fires."""
+    """What waits for a timer (a pending node run, a task with a due time) must have one, and it must fire."""
     awaited: set[tuple[str, str]] = set()
+    tasks: set[str] = set()
     async for row in system.stream(_TIMERS, before):
         system.report.checked["timers"] += 1
         command = _command(row["headers"], row["body"])
@@ -102,24 +109,31 @@ async def _timers(system: System, before: float) -> None:
             system.report.add("I11", [f"timer {row['id']} for {row['key']} is overdue"])
         if isinstance(command, ResumeNode):
             awaited.add((command.node_run_id, command.wait_id))
+        elif isinstance(command, ExpireTask):
+            tasks.add(command.task_id)
+    async for row in system.stream(_TASKS):
+        if str(row["id"]) not in tasks:
+            _untimed(system, f"human_task {row['id']}", row["due_at"], before)
     async for row in system.stream(_PENDING):
-        if not row["due_at"]:
-            continue  # It waits as long as it takes.
-        waits = (str(row["id"]), str(row["wait_id"])) in awaited
-        # A timer that has just fired is a record on its way.
-        if not waits and row["due_at"] < before:
-            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} is due and has no timer"])
-        elif not waits and row["due_at"] > system.now + 1:
-            system.report.add("I11", [f"node_run {row['id']} of run {row['run_id']} waits for a timer that is gone"])
+        if (str(row["id"]), str(row["wait_id"])) not in awaited:
+            _untimed(system, f"node_run {row['id']} of run {row['run_id']}", row["due_at"], before)
 
 
-async def _children(system: System, before: float) -> None:
-    """A node run that waits for a child run is told of its end: the child goes on, or its answer is on its way."""
-    async for row in system.stream(_CHILDREN, before):
-        what = f"is {row['status']}" if row["status"] else "is not there"
-        system.report.add(
-            "I11", [f"node_run {row['id']} of run {row['run_id']} waits for run {row['wait_id']}, which {what}"]
-        )
+def _untimed(system: System, what: str, due_at: float, before: float) -> None:
+    """There is no timer for this. One that has just fired is a record on its way."""
+    if due_at < before:
+        system.report.add("I11", [f"{what} is due and has no timer"])
+    elif due_at > system.now + 1:
+        system.report.add("I11", [f"{what} waits for a timer that is gone"])
+
+
+async def _answers(system: System, before: float) -> None:
+    """What a node run waits for is there, and it is told of the end: else an answer has got lost."""
+    for waits in (_WAITS_FOR_RUNS, _WAITS_FOR_TASKS):
+        async for row in system.stream(waits, before):
+            what = f"is {row['status']}" if row["status"] else "is not there"
+            waiting = f"node_run {row['id']} of run {row['run_id']}"
+            system.report.add("I11", [f"{waiting} waits for {row['wait_on']} {row['wait_id']}, which {what}"])
 
 
 def _command(headers: bytes, body: bytes) -> object:
