@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from projections.human import HumanTask
-
 from projections.runtime import NodeRun
 from schemas import human as human_wire
 from schemas import runtime as wire
@@ -84,7 +83,7 @@ class Attendants:
             status = "approved"
         return human_wire.CompleteTask(
             task_id=task.id,
-            status=status,  # type: ignore[arg-type]
+            status=status,
             response_payload=wanted.response or {"n": 1},
             completed_by=self._user(task) if self.chance.random() < 0.7 else None,
         )
@@ -112,7 +111,7 @@ class Attendants:
             rows = [row for row in self.world.database.tables["node_run"].values() if row.run_id in runs]
             waiting = [row for row in rows if row.status == "pending" and row.wait_on != "timer"]
             if waiting and self.chance.random() < 0.3:
-                return self.chance.choice(waiting)
+                return cast(NodeRun, self.chance.choice(waiting))
         return None
 
     # Whoever is responsible for runs.

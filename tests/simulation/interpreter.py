@@ -48,6 +48,7 @@ from tests.simulation.observations import (
     Observation,
     Path,
     Paused,
+    PausedBy,
     Resumed,
     RunEnded,
     Success,
@@ -169,7 +170,7 @@ def _draw(spec: Spec, order: random.Random, pauses: float) -> Observation | None
 
 
 def _change_of_pause(spec: Spec, order: random.Random) -> Paused | Resumed:
-    by = order.choice(("self", "parent"))
+    by: PausedBy = order.choice(("self", "parent"))
     return Resumed(by) if by in spec.pauses else Paused(by)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Path = str  # A node id, or `<node>/<compensation>`.
+PausedBy = Literal["self", "parent"]
 Status = Literal["completed", "failed", "skipped", "cancelled"]
 
 IDLE = ("skipped", "cancelled")
@@ -73,12 +74,12 @@ class Withheld:
 
 @dataclass(frozen=True)
 class Paused:
-    by: Literal["self", "parent"] = "self"
+    by: PausedBy = "self"
 
 
 @dataclass(frozen=True)
 class Resumed:
-    by: Literal["self", "parent"] = "self"
+    by: PausedBy = "self"
 
 
 @dataclass(frozen=True)

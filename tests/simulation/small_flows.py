@@ -40,16 +40,18 @@ class Flow:
             return next(iter(self.answers[path][attempt - 1 : attempt]), None)
         return Failure("broken") if attempt <= self.fails.get(path, 0) else Success({"at": iteration}, path)
 
-    def judge(self, *seen: Observation | list[Observation], inputs: Config | None = None, depth: int = 0) -> list[str]:
+    def judge(
+        self, *seen: Observation | Sequence[Observation], inputs: Config | None = None, depth: int = 0
+    ) -> list[str]:
         flat: list[Observation] = []
         for one in seen:
-            flat += one if isinstance(one, list) else [one]
+            flat += one if isinstance(one, Sequence) else [one]
         return check(self.dsl, inputs or {}, RUN_ID, flat, self.effects, depth=depth)
 
-    def accepts(self, *seen: Observation | list[Observation], inputs: Config | None = None, depth: int = 0) -> None:
+    def accepts(self, *seen: Observation | Sequence[Observation], inputs: Config | None = None, depth: int = 0) -> None:
         assert self.judge(*seen, inputs=inputs, depth=depth) == []
 
-    def refuses(self, *seen: Observation | list[Observation], because: str, depth: int = 0) -> None:
+    def refuses(self, *seen: Observation | Sequence[Observation], because: str, depth: int = 0) -> None:
         differences = self.judge(*seen, depth=depth)
         assert differences
         assert because in differences[0]

@@ -169,7 +169,7 @@ class Spec(Answers):
             return legal if run in self.must_end else [*legal, _idle(run, "skipped")]
         kind, key = self.graph.kind[run.node], (run.node, run.iteration)
         if kind == CHILD and key in self.out and not self.forced:
-            legal = self._answers_late(run)
+            legal = [*self._answers_late(run)]
         elif kind in EFFECTS and self.due(run) == RUN:
             answers = self._answers_late(run)
             lost = [
@@ -178,7 +178,7 @@ class Spec(Answers):
             return [*legal, *answers, *lost]
         return legal + (self._vanished(run) if key in self.claimed else [])
 
-    def _answers_late(self, run: NodeRun) -> list[Ended | Attempted]:
+    def _answers_late(self, run: NodeRun) -> list[Ended]:
         outcomes = self._outcomes(run, may_retry=False)
         return [replace(one, leased=True) for one in outcomes if isinstance(one, Ended)]
 

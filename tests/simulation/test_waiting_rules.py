@@ -36,15 +36,15 @@ BROKEN = ChildEnd("failed", code="broken")
 EXPIRED = Verdict("expired")
 
 
-def asks(path: str, attempt: int = 1) -> Began:
+def asks(path: str, attempt: int = 1) -> Observation:
     return Began(path, "1", attempt, "task")
 
 
-def starts(path: str, attempt: int = 1, inputs: Output | None = None) -> Began:
+def starts(path: str, attempt: int = 1, inputs: Output | None = None) -> Observation:
     return Began(path, "1", attempt, "run", inputs or {})
 
 
-def hands_out(path: str) -> Began:
+def hands_out(path: str) -> Observation:
     return Began(path, "1", 1)
 
 
@@ -197,7 +197,7 @@ def test_a_child_that_was_refused_is_not_tried_again_nor_compensated() -> None:
 def test_runs_nest_no_deeper_than_the_limit() -> None:
     flow = child(ChildEnd("completed", LEAF), compensation_node_id="u", nodes="c:workflow u:code")
     flow.accepts(starts("c"), gave("c", LEAF), completed(LEAF), depth=7)
-    end = [Failing(), over("failed", "depth_exceeded")]
+    end: list[Observation] = [Failing(), over("failed", "depth_exceeded")]
     flow.accepts(failed("c", "depth_exceeded"), *end, depth=8)
     flow.refuses(starts("c"), because="depth_exceeded", depth=8)
     flow.refuses(failed("c", "depth_exceeded"), because="nothing yet", depth=7)
@@ -290,12 +290,13 @@ def test_compensations_may_ask_people_and_start_children() -> None:
 # Pauses.
 
 
-PAUSED, RESUMED = Paused(), Resumed()
+PAUSED: Observation = Paused()
+RESUMED: Observation = Resumed()
 
 
 def test_under_pause_nothing_begins_and_what_has_begun_may_end() -> None:
     flow = Flow("s:code a:code b:code e:answer", "s>a s>b a>e b>e", e={"text": "{{nodes.a.text}}"})
-    end = [gave("e", {"text": "a"}, text="a"), completed({"text": "a"}, "a")]
+    end: list[Observation] = [gave("e", {"text": "a"}, text="a"), completed({"text": "a"}, "a")]
     begun = [*did("s"), hands_out("a"), PAUSED, *did("a")]
     flow.accepts(begun, RESUMED, did("b"), end)
     flow.refuses(begun, did("b"), because="paused by ['self']")
@@ -331,7 +332,7 @@ def test_under_pause_verdicts_and_children_count_and_attempts_are_repeated_later
         answers={"h": [verdict("rejected")], "c": [BROKEN, ChildEnd("completed", LEAF)]},
         c={"retry_policy": {"max_attempts": 2}},
     )
-    ended = [decided("h", "rejected"), Attempted("c", "1", 1, "broken")]
+    ended: list[Observation] = [decided("h", "rejected"), Attempted("c", "1", 1, "broken")]
     begun = [*did("s"), asks("h"), starts("c"), PAUSED, *ended]
     done = Ended("c", "1", "completed", 2, LEAF, None, None)
     output = completed({"h": said("h", "rejected", approved=False), "c": LEAF})
@@ -436,9 +437,9 @@ def test_a_compensation_sees_the_error_that_it_makes_up_for() -> None:
     def undone(path: str, text: str) -> Ended:
         return gave(f"{path}/u", {"text": text}, text=text)
 
-    end = [undone("s", "s broken"), over("compensated", "broken")]
+    end: list[Observation] = [undone("s", "s broken"), over("compensated", "broken")]
     flow({"b": 1}).accepts(did("s"), failed("b"), Failing(), undone("b", "b broken"), end)
-    both = [gave("s", {}, error="broken"), failed("b"), Failing()]
+    both: list[Observation] = [gave("s", {}, error="broken"), failed("b"), Failing()]
     flow({"s": 1, "b": 1}).accepts(both, undone("b", "b broken"), end)
     cancelled_run = [*did("s"), CancelRequested(compensate=True), *cancelled("b")]
     flow({}).accepts(cancelled_run, undone("s", "s "), over("cancelled"))
