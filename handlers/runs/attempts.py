@@ -319,7 +319,7 @@ class Attempts:
 
 def _was_handed_over(row: NodeRun | None) -> bool:
     """Whether somebody may have begun on it: an executor, a person, a child run."""
-    return row is not None and (row.lease_token > 0 or row.wait_on is not None)
+    return row is not None and (row.lease_token > 0 or row.wait_on not in (None, "timer"))
 
 
 def _report(row: NodeRun | None, report: JsonObject | None) -> JsonObject:

@@ -478,3 +478,11 @@ def test_a_sender_is_answered_with_the_run_or_the_node_run() -> None:
     meta = Meta(OTHER, TENANT, RUN, 0.0)
     assert domain.answer(cancel(), flow.tables, meta)["id"] == RUN
     assert domain.answer(execute_node("a"), flow.tables, meta)["id"] == id_of("a")
+
+
+def test_a_node_that_waited_for_time_only_was_never_handed_over() -> None:
+    configs = {"a": {"compensation_node_id": "u", "delay_seconds": 5, "prompt": "hi"}}
+    flow = Flow("a:llm u:answer", configs=configs).given()
+    flow.when(wake("a")).then(
+        "failed a:node_type_unavailable", "run failing:node_type_unavailable", "run failed:node_type_unavailable"
+    )
