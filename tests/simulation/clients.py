@@ -107,6 +107,11 @@ class Clients:
         topic, partition = self.world.place(lane)
         return Out(lane, 0, topic, partition, "any", headers, command.encode(), tenant_id)
 
+    def plays(self) -> list[Coroutine[Any, Any, None]]:
+        """Everything that comes from outside."""
+        coming = [self.play(number) for number in range(self.world.runs)]
+        return coming + ([self.poison(), self.rubbish()] if self.world.chance.random() < 0.2 else [])
+
     async def play(self, number: int) -> None:
         """One generated workflow: define it, publish it, run it; perhaps cancel the run, once or twice."""
         chance = self.world.chance
@@ -162,11 +167,13 @@ class Clients:
         return started
 
     async def _define(self, scenario: Scenario, tenant_id: str, code: str) -> str:
-        """Publish a workflow, after those that it starts."""
+        """Publish a workflow, after those that it starts; one may start itself."""
         dsl = copy.deepcopy(scenario.dsl)
         for node in dsl["nodes"]:
             child = scenario.effects.children.get(node["id"])
-            if isinstance(child, Scenario):
+            if child is scenario:
+                node["config"]["workflow_id"] = catalog_wire.definition_id(tenant_id, "workflow", code)
+            elif isinstance(child, Scenario):
                 node["config"]["workflow_id"] = await self._define(child, tenant_id, f"{code}/{node['id']}")
         await self.ask(catalog_wire.CreateDefinition(kind="workflow", code=code, name=code), tenant_id)
         definition = catalog_wire.definition_id(tenant_id, "workflow", code)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tests.simulation.answers import CHILD, TASKS, WAITING
 from tests.simulation.loops import Edge, Graph
 
 
@@ -27,6 +28,9 @@ def features(dsl: Mapping[str, Any]) -> set[str]:
         "compensation shared": len(_compensations(graph)) > len(set(_compensations(graph))),
         "compensation pure": any(graph.kind[node] != "code" for node in _compensations(graph)),
         "compensation retried": any("retry_policy" in graph.config[node] for node in _compensations(graph)),
+        "compensation by a person": any(graph.kind[node] in TASKS for node in _compensations(graph)),
+        "compensation by a child": any(graph.kind[node] == CHILD for node in _compensations(graph)),
+        "error of what is compensated": "{{current.error.code}}" in json.dumps(dsl),
     }
     return found | {name for name, present in names.items() if present}
 
@@ -59,6 +63,8 @@ def _of_node(graph: Graph, node: str, config: Mapping[str, Any]) -> set[str]:
     }
     if node in graph.bodies:
         names |= _of_loop(graph, node, config)
+    if graph.kind[node] in WAITING:
+        names |= _of_waiting(graph, node, config)
     return {name for name, present in names.items() if present}
 
 
@@ -73,6 +79,24 @@ def _of_loop(graph: Graph, head: str, config: Mapping[str, Any]) -> dict[str, bo
         "head with a failed exit": any(e.label == "failed" for e in own),
         "head that continues on error": config.get("on_error") == "continue",
         "one node loop": len(graph.bodies[head]) == 1,
+    }
+
+
+def _of_waiting(graph: Graph, node: str, config: Mapping[str, Any]) -> dict[str, bool]:
+    name = "task" if graph.kind[node] in TASKS else "child"
+    labels = {edge.label for edge in graph.out(node)}
+    return {
+        f"{name} in a loop": bool(graph.loops[node]),
+        f"{name} retried": "retry_policy" in config,
+        f"{name} made up for": "compensation_node_id" in config,
+        f"{name} failed edge": "failed" in labels,
+        f"{name} with little time": "timeout_seconds" in config,
+        f"{name} delayed": "delay_seconds" in config,
+        f"on_timeout {config.get('on_timeout')}": "on_timeout" in config,
+        "verdict edge": "approved" in labels,
+        "verdict edges only": bool(labels) and None not in labels and name == "task",
+        "child with inputs": "{{" in json.dumps(config.get("inputs", "")),
+        "child refused": name == "child" and "inputs" not in config,
     }
 
 

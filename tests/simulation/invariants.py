@@ -35,7 +35,7 @@ Histories = dict[str, list[Recorded[Event]]]
 
 
 def violations(world: World) -> list[str]:
-    histories = _histories(world)
+    histories = histories_of(world)
     found: list[str] = []
     rules = (_letters, _sequences, _events_topic, _outbox, _outcomes, _replies, _ends, _tokens, _folds, _listed, *RULES)
     for rule in rules:
@@ -86,7 +86,7 @@ def _poisoned_end(history: list[Recorded[Event]]) -> list[str]:
     return [f"poison: a run ended with {history[-1:]}"]
 
 
-def _histories(world: World) -> Histories:
+def histories_of(world: World) -> Histories:
     """The event log, decoded from what is stored, per aggregate in order of seq."""
     found: Histories = defaultdict(list)
     for (aggregate_id, _), logged in sorted(world.database.events.items()):

@@ -36,6 +36,12 @@ FEATURES = """
     non-ASCII name | on_error continue | on_error default | one node loop | outer back edge from an inner loop
     parallel edges | retry_policy | several back edges | several ends | several exits | several sinks
     several starts | start | template JSON | template text | template-transform
+    approval | human | human-input | human-takeover | on_timeout default | on_timeout escalate | on_timeout fail
+    task delayed | task failed edge | task in a loop | task made up for | task retried | task with little time
+    verdict edge | verdict edges only
+    child delayed | child failed edge | child in a loop | child made up for | child refused | child retried
+    child with inputs | child with little time | workflow
+    compensation by a child | compensation by a person | error of what is compensated
 """
 
 

@@ -297,9 +297,7 @@ class World:
         self.start(Executor)
         parts = [self._sweep(), self._rebalance()]
         background = [asyncio.ensure_future(part) for part in parts]
-        coming = [self.clients.play(number) for number in range(self.runs)]
-        coming += [self.clients.poison(), self.clients.rubbish()] if self.chance.random() < 0.2 else []
-        plays = [asyncio.ensure_future(each) for each in coming]
+        plays = [asyncio.ensure_future(each) for each in self.clients.plays()]
         await self._until(lambda: self._done(plays), CHAOS_SECONDS)
         self.faults.on = False
         self.note("the faults stop")
