@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from handlers.runs import by_hand
-from handlers.runs.evaluate import NodeError, check_size, input_problems
+from handlers.runs.evaluate import NodeError, check_size, input_problems, with_defaults
 from handlers.runs.programs import Programs
 from handlers.runs.progress import GOING, NODES_PER_MESSAGE_MAX, UNWINDING, Progress, ended
 from projections.catalog import Definition, Version
@@ -74,12 +74,12 @@ class Runtime:
         version = _version(command, rows, meta)
         program = self.programs.of(version)
         initial = command.initial_node
-        starts: list[Start] = []
+        begun = program.starts
         if initial is not None:
             _check_initial(initial, program.by_id, program.nodes)
-        else:
-            configs = (program.nodes[index].config for index in program.starts)
-            starts = [config for config in configs if isinstance(config, Start)]
+            begun = (program.by_id[initial.node_id],)
+        configs = (program.nodes[index].config for index in begun)
+        starts = [config for config in configs if isinstance(config, Start)]
         problems = input_problems(starts, command.inputs)
         if problems:
             raise Rejected("invalid_inputs", summary(problems), status=422, errors=tuple(problems))
@@ -89,7 +89,7 @@ class Runtime:
             app_id=command.app_id,
             app_version_id=command.app_version_id,
             session_id=command.session_id,
-            inputs=command.inputs,
+            inputs=with_defaults(starts, command.inputs),
             mode=command.mode,
             initial_node=initial.node_id if initial else None,
         )
