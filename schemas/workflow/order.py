@@ -37,7 +37,8 @@ class Order:
                 self._before[target].append(source)
                 self._after[source].append((target, label))
         self._forks = [node for node in range(count) if len(self._after[node]) > 1]
-        self._starts = sum(1 << node for node in range(count) if not self._before[node] and node not in aside)
+        entered = {target for _, target, _ in edges}
+        self._starts = sum(1 << node for node in range(count) if node not in entered and node not in aside)
         self._above = [0] * count
         """The nodes that lead to a node: itself too if it is on a cycle."""
         self._awaited = [0] * count

@@ -107,8 +107,6 @@ class Reads:
         order = self._order
         if order is None:
             return "before"
-        if index in self._aside:
-            return "never"
         if any(order.together(index, owner) for owner in self._owners.get(at, ()) if owner not in self._aside):
             return "before"
         return "never" if at in self._aside else order.relation(index, at)

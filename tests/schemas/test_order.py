@@ -63,9 +63,13 @@ def test_the_order_of_any_graph_is_that_of_brute_force(dsl: dict[str, Any]) -> N
 class Watching(Spec):
     """Notes what is there whenever a node reads."""
 
+    def __init__(self, *given: Any) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        super().__init__(*given)
+
     def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
         scope = super()._scope(node, compensates)
-        self.seen = {*getattr(self, "seen", set()), *((node, other) for other in scope["nodes"])}
+        self.seen |= {(node, other) for other in scope["nodes"]}
         return scope
 
 
@@ -94,8 +98,7 @@ def test_no_run_reads_what_the_checker_calls_impossible(first: int) -> None:
             cancel = CancelRequested(compensate=True) if chance == 3 else None
             spec = Watching(dsl, builder.inputs, "run", Oracle(seed, builder.behaviours))
             drive(spec, random.Random(chance), cancel, chance * 2)
-            seen = getattr(spec, "seen", set())
-            assert not seen & impossible, f"seed {seed} order {chance}: {seen & impossible}"
+            assert not spec.seen & impossible, f"seed {seed} order {chance}: {spec.seen & impossible}"
     assert told["impossible_reference"] > 10
     assert told["unordered_reference"] > 5
 

@@ -71,9 +71,8 @@ class Readable:
     def _parted(self) -> set[tuple[str, str]]:
         """Where two walkers may be at once that go together until they part at edges taken together."""
         starts = self.graph.starts
-        together = {*starts, *(node for start in starts for node in self.below[start])}
         todo = [(one, other) for one in starts for other in starts if one != other]
-        for node in together:
+        for node in self.graph.nodes:
             for one in self.out[node]:
                 todo += [(one.target, other.target) for other in self.out[node] if _taken_together(one, other)]
         seen = set(todo)
