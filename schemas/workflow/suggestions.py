@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
-NAME_CHARACTERS_MAX: Final = 64
-COMPARISONS_MAX: Final = 20_000
+NAME_CHARACTERS_MAX: Final = 48
+COMPARISONS_MAX: Final = 10_000
 """A comparison takes up to 0.1 ms; beyond so many, problems come without suggestions."""
 
 
