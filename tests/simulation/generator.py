@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.simulation.features import features
 from tests.simulation.observations import CancelRequested, Failure, Path, Success
+from tests.simulation.reads import without_impossible
 
 __all__ = ["Behaviour", "Oracle", "Scenario", "features", "generate"]
 
@@ -43,13 +44,13 @@ class Oracle:
         last = int(iteration.rpartition(".")[2])
         if (chance.random() < behaviour.share or last < behaviour.until) and attempt <= behaviour.attempts:
             return Failure(behaviour.code, behaviour.retryable)
-        output = {
+        result = {
             "n": chance.randrange(10),
             "again": chance.random() < 0.5,
             "items": [chance.choice("abc") for _ in range(chance.randrange(4))],
             "attempt": attempt,
         }
-        return Success(output, f"{path} {iteration}" if chance.random() < 0.8 else None)
+        return Success({"result_json": result}, f"{path} {iteration}" if chance.random() < 0.8 else None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def generate(seed: int) -> Scenario:
     cancelled = chance.random() < 0.15
     return Scenario(
         seed=seed,
-        dsl={"nodes": builder.nodes, "edges": builder.edges},
+        dsl=without_impossible({"nodes": builder.nodes, "edges": builder.edges}),
         inputs=builder.inputs,
         effects=Oracle(seed, builder.behaviours),
         cancel=CancelRequested(compensate=chance.random() < 0.5) if cancelled else None,
@@ -121,7 +122,14 @@ class Builder:
         self.trouble = 0.5 if self.fatal else self.chance.choice([0.0, 0.1, 0.3])  # Share of effects that fail.
         self.compensated = self.chance.choice([0.0, 0.3, 0.7])
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
-        self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
+        self.facts = [
+            "run.id",
+            "current.node_id",
+            "inputs.amount",
+            "inputs.extra.1.y",
+            "inputs.客户",
+            "inputs.greeting",
+        ]
         self.state = ["state.a", "state.客户", "state.amount", "state.missing.deep"]
         self.texts: list[str] = []
         self.conditions = ["inputs.flag", "state.a == 'yes'", "inputs.amount >= 5", "state.客户 != null"]
@@ -165,7 +173,10 @@ class Builder:
         if self.likely(0.5):
             self.inputs["客户"] = "阿里"
         declared = {
+            "flag": {"type": "boolean"},
             "amount": {"type": "integer", "required": True},
+            "extra": {},
+            "客户": {},
             "greeting": {"type": "string", "default": "hello"},
         }
         start = self.add("start", {"inputs": declared} if self.likely(0.7) else {})
@@ -389,7 +400,7 @@ class Builder:
         """An effect says whether to go on."""
         head = self.effect()
         around = self.around(head)
-        check = self.add("if-else", {"expression": f"nodes.{head}.output.again"})
+        check = self.add("if-else", {"expression": f"nodes.{head}.output.result_json.again"})
         outs: list[Out] = [(head, None)]
         if self.likely(0.5):
             outs = self.follow(outs, [*loops, around]).outs
@@ -459,7 +470,7 @@ class Builder:
     def jump(self, loops: list[Around]) -> Fragment:
         """Leaves a loop from inside, or begins its next turn early; of several loops around, any one."""
         effect = self.effect()
-        check = self.add("if-else", {"expression": f"nodes.{effect}.output.again"})
+        check = self.add("if-else", {"expression": f"nodes.{effect}.output.result_json.again"})
         self.connect([(effect, None)], check)
         around = self.chance.choice(loops)
         if self.likely(0.3):
@@ -483,7 +494,7 @@ class Builder:
             self.make_fail(node, config)
         if self.likely(self.compensated):
             self.compensate(node, config)
-        output = f"nodes.{node}.output"
+        output = f"nodes.{node}.output.result_json"
         self.facts += [f"{output}.n", f"{output}.items", f"{output}.items.0", f"nodes.{node}.text"]
         if "on_error" in config:
             self.facts.append(f"nodes.{node}.error.code")
@@ -502,7 +513,8 @@ class Builder:
         elif self.likely(0.5):
             config["on_error"] = "continue"
         else:
-            config |= {"on_error": "default", "default_output": {"n": 5, "again": False, "items": ["d"]}}
+            result = {"n": 5, "again": False, "items": ["d"]}
+            config |= {"on_error": "default", "default_output": {"result_json": result}}
 
     def retry_policy(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ Readings chosen where the rules leave room:
 - A node run that was certainly started (an asynchronous observation came after it was enabled) has to be
   cancelled when it is withdrawn; one that became able to run in the same breath may be skipped, or after a
   failure stay without an end.
-- `inputs.*` are the inputs as given; defaults show in the output of `start`, which is merged into `state`.
+- `inputs.*` are the inputs as given, with the defaults of the start nodes that the run begins at.
 - No completed `end`: the output is that of the sinks, completed node runs (in loop bodies too) none of whose
   edges was taken; of one node the last counts; without a sink, that of the last completed node run.
 - No case of an if-else matches: `condition_result` false and route "false".
@@ -95,7 +95,7 @@ class Spec:
         self.graph = Graph(dsl)
         self.flow = self.flow_type(self.graph)
         self.pure = PureNodes(self.graph)
-        self.inputs = dict(inputs)
+        self.inputs = {**self._defaults(), **inputs}
         self.run_id = run_id
         self.effects = effects
         self.state: dict[str, Any] = {}
@@ -122,6 +122,11 @@ class Spec:
         self.compensation_failed = False
         self.over = False
         self._note_enabled()
+
+    def _defaults(self) -> dict[str, Any]:
+        starts = [node for node in self.graph.starts if self.graph.kind[node] == "start"]
+        declared = [each for node in starts for each in (self.graph.config[node].get("inputs") or {}).items()]
+        return {name: spec["default"] for name, spec in declared if "default" in spec}
 
     # What may happen to a node run.
 
