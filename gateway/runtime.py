@@ -19,6 +19,7 @@ from schemas.runtime import (
     ExecuteNode,
     ExecuteRun,
     PauseRun,
+    ResumeHuman,
     ResumeRun,
     RunStatus,
     SetNodeStatus,
@@ -110,6 +111,7 @@ ROUTES: tuple[Route, ...] = (
         words={"output": ("output_json", "output")},
         operation="setNodeRunStatus",
     ),
+    Post(_NODE + "/resume-human", ResumeHuman, WRITE, NODE_RUN, operation="resumeHuman"),
     Action("POST", _NODE + "/execute", ExecuteNode, WRITE, NODE_RUN, execute_node_run),
     Action("POST", "/gateway/runtime/workers/execute-next", ExecuteNext, WRITE, NODE_RUN, execute_next),
 )

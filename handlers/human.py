@@ -206,7 +206,8 @@ def expire(command: ExpireTask, rows: Rows, meta: Meta) -> Iterator[Decision]:
         yield from _told(task, Answer(result={"output": task.default_output, "output_text": None, "route": None}))
         return
     yield TaskExpired(late_seconds=late)
-    yield from _told(task, Answer(code="task_expired", detail=f"nobody answered within {task.timeout_seconds:g} s"))
+    detail = f"nobody answered within {task.timeout_seconds:g} s"
+    yield from _told(task, Answer({"retryable": True}, "task_expired", detail))
 
 
 def _told(task: HumanTask, answer: Answer) -> Iterator[Reply]:

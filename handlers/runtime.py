@@ -13,6 +13,7 @@ from handlers.runs.plans import plan_of
 from handlers.runs.programs import Programs
 from handlers.runs.progress import NODES_PER_MESSAGE_MAX, Progress, ended
 from projections.catalog import Version
+from projections.human import HumanTask
 from projections.runtime import TABLES, NodeRun, Run
 from projections.runtime_fold import evolve
 from projections.runtime_views import node_run_view, run_view
@@ -52,6 +53,7 @@ class Runtime:
             wire.ExecuteNode: self.execute_node,
             wire.SetRunStatus: self.set_run_status,
             wire.SetNodeStatus: self.set_node_status,
+            wire.ResumeHuman: resume_human,
             wire.CompleteNode: self.complete,
             wire.FailNode: self.fail,
             wire.ExpireLease: self.expire,
@@ -69,7 +71,11 @@ class Runtime:
             answer=answer,
             failed=failed,
             answered=answered,
-            facts={wire.CreateRun: starting.facts, wire.StartChild: starting.facts},
+            facts={
+                wire.CreateRun: starting.facts,
+                wire.StartChild: starting.facts,
+                wire.ResumeHuman: lambda command: [(HumanTask, command.human_task_id)],
+            },
             ended=lambda run: run.status in RUN_ENDED,
         )
 
@@ -324,9 +330,22 @@ class Runtime:
         return row if row.lease_token == token or not self.check_tokens else None
 
 
+def resume_human(command: wire.ResumeHuman, rows: Rows, meta: Meta) -> Iterator[Decision]:
+    """The task's end resumes the node run; this only says whether it does, or has."""
+    _, row = _node_run(rows, meta, command.node_run_id)
+    if row.wait_on != "task" or row.wait_id != command.human_task_id:
+        raise Rejected("task_not_awaited", "the node run does not wait for this human task")
+    if row.status in NODE_ENDED:
+        return
+    task = rows.fact(HumanTask, command.human_task_id)
+    if task is None or not task.ended_at:
+        raise Rejected("task_open", "the human task has not ended")
+    yield from ()
+
+
 def answer(command: Command, rows: Rows, meta: Meta) -> Mapping[str, Any]:
     """What a sender from outside is told: the run or the node run as it is now."""
-    if isinstance(command, wire.SetNodeStatus | wire.ExecuteNode):
+    if isinstance(command, wire.SetNodeStatus | wire.ExecuteNode | wire.ResumeHuman):
         row = rows.get(NodeRun, command.node_run_id)
         return node_run_view(row) if row else {}
     run = rows.get(Run, meta.aggregate_id)

@@ -30,7 +30,8 @@ WARNINGS: Final = frozenset(
         "join_n_unused",
         "on_timeout_unused",
         "tool_unresolved",
-        "unknown_path",
+        "unordered_reference",
+        "unset_state",
     }
 )
 

@@ -235,6 +235,16 @@ class SetNodeStatus(RunCommand):
     error_message: Text | None = None
 
 
+class ResumeHuman(RunCommand):
+    """Go on after a human task of this node run has ended, which it does by itself: refused until then."""
+
+    type: Literal["runtime.resume_human"] = "runtime.resume_human"
+    public: ClassVar[bool] = True
+    node_run_id: Id
+    human_task_id: Id
+    worker_key: Worker = ""
+
+
 class CompleteNode(RunCommand):
     """The result of a step. Accepted from the holder of the latest lease token only."""
 
@@ -546,6 +556,7 @@ RuntimeCommand = (
     | ExecuteNode
     | SetRunStatus
     | SetNodeStatus
+    | ResumeHuman
     | CompleteNode
     | FailNode
     | ExpireLease

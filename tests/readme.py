@@ -31,11 +31,11 @@ def events() -> str:
 
 
 def node_types() -> str:
-    names: dict[type[NodeConfig], list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
     for name, config in NODE_TYPES.items():
         aliases = (alias for alias, target in ALIASES.items() if target == name)
-        names.setdefault(config, []).extend((name, *aliases))
-    rows = ((", ".join(f"`{name}`" for name in each), config.kind, _fields(config)) for config, each in names.items())
+        names.setdefault((config.kind, _fields(config)), []).extend((name, *aliases))
+    rows = ((", ".join(f"`{name}`" for name in each), *config) for config, each in names.items())
     return _table(("type", "kind", "config"), rows)
 
 

@@ -342,7 +342,7 @@ def test_a_task_that_is_due_fails_and_says_how_late_it_was_noticed(at: float, la
     when = human.given(due(), CLAIMED).when(EXPIRE, at=at)
     decisions = when.run()
     assert decisions[0] == TaskExpired(late_seconds=late)
-    assert told(decisions) == [Answer(code="task_expired", detail="nobody answered within 60 s")]
+    assert told(decisions) == [Answer({"retryable": True}, "task_expired", "nobody answered within 60 s")]
     shown = when.answer()
     assert (shown["status"], shown["late_seconds"], shown["claimed_by"]) == ("expired", late, "ops-1")
 

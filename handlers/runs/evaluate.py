@@ -104,6 +104,13 @@ def _checked_inputs(config: Start, inputs: JsonObject) -> JsonObject:
     return checked
 
 
+def with_defaults(starts: Sequence[Start], inputs: JsonObject) -> JsonObject:
+    """The inputs of a run as its templates see them: with the defaults of the start nodes that it begins at."""
+    specs = [(name, spec) for config in starts for name, spec in config.inputs.items()]
+    missing = {name: spec.default for name, spec in specs if spec.default is not None and inputs.get(name) is None}
+    return inputs | missing
+
+
 def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[FieldError]:
     """What is wrong with the inputs of a run before it starts, by JSON pointer.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import cast
 
-from handlers.runs.evaluate import input_problems
+from handlers.runs.evaluate import input_problems, with_defaults
 from handlers.runs.programs import Programs
 from projections.catalog import Definition, Version
 from schemas import runtime as wire
 from schemas.decider import Key, Meta, Rows
-from schemas.messages import Rejected
+from schemas.messages import JsonObject, Rejected
 from schemas.problems import summary
 from schemas.workflow.graph import Node, Program
 from schemas.workflow.node_types import Start, canonical_type
@@ -28,27 +28,27 @@ def created(command: wire.CreateRun, rows: Rows, meta: Meta, programs: Programs)
     """A run from outside. Raises Rejected for what cannot be run."""
     version = _version(command, rows)
     program = programs.of(version)
-    if command.initial_node is not None:
-        _check_initial(command.initial_node, program.by_id, program.nodes)
-        _check_inputs((), command)
-    else:
-        _check_inputs(_starts(program), command)
+    initial = command.initial_node
+    begun = program.starts
+    if initial is not None:
+        _check_initial(initial, program.by_id, program.nodes)
+        begun = (program.by_id[initial.node_id],)
     return wire.RunCreated(
         workflow_id=version.definition_id,
         workflow_version_id=version.id,
         app_id=command.app_id,
         app_version_id=command.app_version_id,
         session_id=command.session_id,
-        inputs=command.inputs,
+        inputs=_checked_inputs(program, begun, command),
         mode=command.mode,
-        initial_node=command.initial_node.node_id if command.initial_node else None,
+        initial_node=initial.node_id if initial else None,
     )
 
 
 def child_created(command: wire.StartChild, rows: Rows, meta: Meta, programs: Programs) -> wire.RunCreated:
     """A run that a node of another run awaits. Raises Rejected for what cannot be run."""
     version = _version(command, rows)
-    _check_inputs(_starts(programs.of(version)), command)
+    program = programs.of(version)
     origin = wire.Origin(
         answer_to=meta.answer_to,
         parent_run_id=command.parent_run_id,
@@ -62,7 +62,7 @@ def child_created(command: wire.StartChild, rows: Rows, meta: Meta, programs: Pr
         app_id=command.app_id,
         app_version_id=command.app_version_id,
         session_id=command.session_id,
-        inputs=command.inputs,
+        inputs=_checked_inputs(program, program.starts, command),
         origin=origin,
     )
 
@@ -99,16 +99,14 @@ def _version(command: Starts, rows: Rows) -> Version:
     return version
 
 
-def _starts(program: Program) -> list[Start]:
-    """What its start nodes say of inputs."""
-    configs = (program.nodes[index].config for index in program.starts)
-    return [config for config in configs if isinstance(config, Start)]
-
-
-def _check_inputs(starts: Sequence[Start], command: Starts) -> None:
+def _checked_inputs(program: Program, begun: Iterable[int], command: Starts) -> JsonObject:
+    """The run's inputs with the defaults of the start nodes that it begins at. Raises Rejected for what they refuse."""
+    configs = (program.nodes[index].config for index in begun)
+    starts = [config for config in configs if isinstance(config, Start)]
     problems = input_problems(starts, command.inputs)
     if problems:
         raise Rejected("invalid_inputs", summary(problems), status=422, errors=tuple(problems))
+    return with_defaults(starts, command.inputs)
 
 
 def _check_initial(initial: wire.InitialNode, by_id: Mapping[str, int], nodes: tuple[Node, ...]) -> None:

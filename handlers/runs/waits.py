@@ -11,11 +11,12 @@ from handlers.runs.evaluate import NodeError
 from projections.runtime import NodeRun, Run
 from schemas import runtime as wire
 from schemas.decider import After, Awaited, Decision
+from schemas.human import OpenTask, WithdrawTask
 from schemas.messages import Command, JsonObject, derive_near
 from schemas.problems import summary
 from schemas.registry import problems
 from schemas.workflow.graph import Node
-from schemas.workflow.node_types import Workflow
+from schemas.workflow.node_types import Human, Workflow
 
 C = TypeVar("C", bound=Command)
 
@@ -33,8 +34,11 @@ class Waits:
 
     def of(self, node: Node, id: str, attempt: int, given: JsonObject, run: Run) -> Iterator[Decision]:
         """The wait of node run `id` for what its node's type asks for. Raises NodeError at once if it cannot be."""
-        if isinstance(node.config, Workflow):
-            return self._child(node.config, id, attempt, given, run)
+        match node.config:
+            case Workflow() as config:
+                return self._child(config, id, attempt, given, run)
+            case Human() as config:
+                return self._task(node, config, id, attempt, given, run)
         raise NodeError("node_type_unavailable", f"{node.type} nodes cannot run here yet", retryable=False)
 
     # --- times -----------------------------------------------------------------------------------------------
@@ -92,6 +96,40 @@ class Waits:
                 ),
             )
 
+    # --- tasks of people -------------------------------------------------------------------------------------
+
+    def _task(
+        self, node: Node, config: Human, id: str, attempt: int, given: JsonObject, run: Run
+    ) -> Iterator[Decision]:
+        """The task has its own due time. What does not fit it is refused where it is opened, and told to the node."""
+        task_id = derive_near(id, f"task:{attempt}")
+        task = _valid(
+            lambda: OpenTask(
+                task_id=task_id,
+                task_type=config.task_type,
+                title=given.get("title") or node.id,
+                description=given.get("description") or "",
+                run_id=run.id,
+                node_run_id=id,
+                assigned_to=given.get("assigned_to") or None,
+                request_payload={} if given.get("request_payload_json") is None else given["request_payload_json"],
+                require_claim=config.require_claim,
+                require_hash=config.require_hash,
+                four_eyes=config.four_eyes,
+                requested_by=run.actor,
+                timeout_seconds=config.timeout_seconds,
+                on_timeout=config.on_timeout,
+                default_output=config.default_output,
+                escalate_to=given.get("escalate_to") or None,
+            )
+        )
+        return iter(
+            (
+                wire.NodeWaiting(node_run_id=id, on="task", wait_id=task_id, input=given),
+                Awaited(task, subject=id, wait_id=task_id),
+            )
+        )
+
     # --- not wanted any more ---------------------------------------------------------------------------------
 
     def abandon(self, row: NodeRun, run: Run, *, force: bool = False, compensate: bool = False) -> Iterator[Decision]:
@@ -101,6 +139,8 @@ class Waits:
         match row.wait_on:
             case "run":
                 yield self.cancel_child(row, run, force=force, compensate=compensate)
+            case "task":
+                yield WithdrawTask(task_id=cast(str, row.wait_id), reason=f"run {run.id} does not wait for it any more")
 
     def cancel_child(self, row: NodeRun, run: Run, *, force: bool = False, compensate: bool = False) -> wire.CancelRun:
         """While the run unwinds, the child does as the run; else `compensate` says whether it makes up for itself."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from schemas.problems import pointer_of
 from schemas.workflow.control_flow import Fault, Shape, analyse
 from schemas.workflow.dsl_reader import Draft, Reader
+from schemas.workflow.functions import equal
 from schemas.workflow.graph import ForeignReference, Node, Program, early_joins, latest, node_reads, onward, wire
-from schemas.workflow.node_types import FOREIGN_IDS, Join
+from schemas.workflow.node_types import FOREIGN_IDS, Join, Start
+from schemas.workflow.reads import Reads
 
 
 def check_graph(reader: Reader) -> Shape:
@@ -29,10 +31,20 @@ def check_graph(reader: Reader) -> Shape:
         if all(owner in aside or owner in unreachable for owner in owners[at]):
             detail = "no node that can run is compensated by it"
             problems.add(pointer_of("nodes", at), "unreachable_node", detail)
+    sources: dict[int, set[int]] = {}
+    for line in reader.lines:
+        sources.setdefault(line.target, set()).add(line.source)
+    for at in sorted(entered - aside):
+        if sources[at] <= aside:
+            detail = "only compensations lead here, and their edges are ignored"
+            problems.add(pointer_of("nodes", at), "unreachable_node", detail)
     _check_joins(reader, shape)
     for draft in drafts:
         if "max_iterations" in draft.raw and draft.raw.get("allow_loop") is not True:
             problems.add(draft.pointer("max_iterations"), "max_iterations_unused", "the node has no allow_loop")
+    _check_inputs(reader)
+    in_order = reader.is_whole and all(fault.code == "allow_loop_unused" for fault in shape.faults)
+    Reads(reader, aside, owners, in_order=in_order).check()
     return shape
 
 
@@ -47,7 +59,8 @@ def _compensations(reader: Reader) -> dict[int, list[int]]:
         pointer = draft.pointer("compensation_node_id")
         target = reader.by_id.get(name)
         if target is None:
-            reader.problems.add(pointer, "compensation_unknown", f"there is no node {name[:64]!r}")
+            hint = reader.allowance.suggestions.hint(name, reader.by_id)
+            reader.problems.add(pointer, "compensation_unknown", f"there is no node {name[:64]!r}{hint}")
         elif target == draft.at:
             reader.problems.add(pointer, "compensation_self", "a node cannot compensate itself")
         else:
@@ -97,6 +110,18 @@ def _check_joins(reader: Reader, shape: Shape) -> None:
         elif not 1 <= n <= incoming[draft.at]:
             detail = f"n is {n}, the join has {incoming[draft.at]} incoming edges"
             reader.problems.add(draft.pointer("n"), "join_n_out_of_range", detail)
+
+
+def _check_inputs(reader: Reader) -> None:
+    """Start nodes share the run's inputs, so what two of them declare has one default."""
+    defaults: dict[str, Any] = {}
+    for draft in reader.drafts:
+        inputs = draft.raw.get("inputs") if draft.config_type is Start else None
+        for name, spec in inputs.items() if isinstance(inputs, dict) else ():
+            default = spec.get("default") if isinstance(spec, dict) else None
+            if default is not None and not equal(defaults.setdefault(name, default), default):
+                pointer = draft.pointer("inputs") + pointer_of(name, "default")
+                reader.problems.add(pointer, "conflicting_default", "another start node declares another default")
 
 
 def build_program(reader: Reader, shape: Shape) -> Program:

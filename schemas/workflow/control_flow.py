@@ -63,15 +63,15 @@ def analyse(count: int, edges: Sequence[tuple[int, int]], allow_loop: set[int], 
     shape.faults += [
         Fault("unreachable_node", node=node) for node in range(count) if dominators[node] < 0 and node not in aside
     ]
-    components = _cyclic_components(successors)
+    cyclic = _cyclic_components(successors)
     reachable = [at for at in used if dominators[edges[at][0]] >= 0]
     back = _back_edges(reachable, edges, dominators, count)
-    shape.faults += _entry_faults(components, dominators, allow_loop)
+    shape.faults += _entry_faults(cyclic, dominators, allow_loop)
     shape.faults += [Fault("cycle_without_allow_loop", edge=at) for at in back if edges[at][1] not in allow_loop]
     irreducible = _irreducible(count, reachable, edges, set(back))
     shape.faults += [Fault("irreducible_cycle", edge=min(found)) for found in irreducible]
     tangled = {node for found in irreducible for at in found for node in edges[at]}
-    shape.faults += _misplaced(allow_loop - tangled - aside, {edges[at][1] for at in back}, components, dominators)
+    shape.faults += _misplaced(allow_loop - tangled - aside, {edges[at][1] for at in back}, cyclic, dominators)
     if not any(fault.code != "allow_loop_unused" for fault in shape.faults):
         shape.loops = _natural_loops(successors, edges, reachable, back)
         shape.faults += [
@@ -80,10 +80,10 @@ def analyse(count: int, edges: Sequence[tuple[int, int]], allow_loop: set[int], 
     return shape
 
 
-def _entry_faults(components: list[list[int]], dominators: list[int], allow_loop: set[int]) -> list[Fault]:
+def _entry_faults(cyclic: list[list[int]], dominators: list[int], allow_loop: set[int]) -> list[Fault]:
     """Cycles that no start leads to: nothing can begin them."""
     faults: list[Fault] = []
-    for component in components:
+    for component in cyclic:
         if dominators[component[0]] >= 0:
             continue
         heads = sorted(set(component) & allow_loop)
@@ -92,12 +92,10 @@ def _entry_faults(components: list[list[int]], dominators: list[int], allow_loop
     return faults
 
 
-def _misplaced(
-    allow_loop: set[int], heads: set[int], components: list[list[int]], dominators: list[int]
-) -> list[Fault]:
-    cyclic = {node for component in components for node in component}
+def _misplaced(allow_loop: set[int], heads: set[int], cyclic: list[list[int]], dominators: list[int]) -> list[Fault]:
+    on_cycles = {node for component in cyclic for node in component}
     return [
-        Fault("allow_loop_not_head" if node in cyclic else "allow_loop_unused", node=node)
+        Fault("allow_loop_not_head" if node in on_cycles else "allow_loop_unused", node=node)
         for node in sorted(allow_loop - heads)
         if dominators[node] >= 0
     ]
@@ -138,10 +136,10 @@ def _irreducible(
     for at in kept:
         forward[edges[at][0]].append(edges[at][1])
     place: dict[int, int] = {}
-    components = _cyclic_components(forward)
-    for number, component in enumerate(components):
+    cyclic = _cyclic_components(forward)
+    for number, component in enumerate(cyclic):
         place.update(dict.fromkeys(component, number))
-    found: list[list[int]] = [[] for _ in components]
+    found: list[list[int]] = [[] for _ in cyclic]
     for at in kept:
         source, target = edges[at]
         if source in place and place[source] == place.get(target):
@@ -150,7 +148,11 @@ def _irreducible(
 
 
 def _cyclic_components(successors: Successors) -> list[list[int]]:
-    """The strongly connected components that hold a cycle (Tarjan 1972, iterative)."""
+    return [found for found in components(successors) if len(found) > 1 or found[0] in successors[found[0]]]
+
+
+def components(successors: Successors) -> list[list[int]]:
+    """The strongly connected components, each before those that lead to it (Tarjan 1972, iterative)."""
     order: dict[int, int] = {}
     low: dict[int, int] = {}
     open_nodes: list[int] = []
@@ -180,9 +182,7 @@ def _cyclic_components(successors: Successors) -> list[list[int]]:
                     parent = work[-1][0]
                     low[parent] = min(low[parent], low[node])
                 if low[node] == order[node]:
-                    component = _close(open_nodes, is_open, node)
-                    if len(component) > 1 or node in successors[node]:
-                        found.append(component)
+                    found.append(_close(open_nodes, is_open, node))
     return found
 
 

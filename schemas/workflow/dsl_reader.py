@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Final
 
 from schemas.problems import Problems, pointer_of
 from schemas.workflow.node_compiler import Allowance, CompiledConfig, compile_config
-from schemas.workflow.node_types import ALIASES, FAILED, NO_CASE, IfElse, NodeConfig, canonical_type
+from schemas.workflow.node_types import ALIASES, NodeConfig, canonical_type, labels
 from schemas.workflow.paths import is_name_char
 
 NODE_ID_LENGTH_MAX: Final = 128
@@ -69,16 +68,19 @@ class Reader:
         self.drafts: list[Draft] = []
         self.by_id: dict[str, int] = {}
         self.lines: list[Line] = []
+        self.is_whole = True
+        """Each node has a name of its own, and the ends of each edge are known."""
 
     def read(self, dsl: Mapping[str, Any]) -> None:
         for at, node in enumerate(dsl["nodes"]):
-            self.drafts.append(self._node(at, node))
-        for draft in self.drafts:
-            self._references(draft)
+            draft = self._node(at, node)
+            self.drafts.append(draft)
+            self.is_whole = self.is_whole and draft.id is not None
         seen: set[tuple[int, int, str | None]] = set()
         for at, edge in enumerate(dsl["edges"]):
             line = self._edge(at, edge)
             if line is None:
+                self.is_whole = False
                 continue
             if (line.source, line.target, line.label) in seen:
                 self.problems.add(pointer_of("edges", at), "duplicate_edge", "the same edge exists already")
@@ -122,8 +124,7 @@ class Reader:
         draft.type_name = canonical_type(name)
         draft.config_type = self.types.get(draft.type_name)
         if draft.config_type is None:
-            near = get_close_matches(name[:64], [*self.types, *ALIASES], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = self.allowance.suggestions.hint(name, [*self.types, *ALIASES])
             self.problems.add(f"{pointer}/type", "unknown_node_type", f"unknown type {name[:64]!r}{hint}")
 
     def _node_config(self, draft: Draft, config_type: type[NodeConfig], config: Mapping[str, Any]) -> None:
@@ -147,16 +148,6 @@ class Reader:
             self.problems.add(f"{pointer}/{name}", "missing_field", f"{name} is required")
         return None
 
-    def _references(self, draft: Draft) -> None:
-        for pointer, paths in draft.compiled.reads:
-            for path in sorted(paths):
-                if path[0] == "nodes" and path[1] not in self.by_id:
-                    detail = f"there is no node {path[1][:64]!r}"
-                    self.problems.add(pointer, "unknown_node_reference", detail)
-                elif not _is_known_path(path):
-                    detail = f"{'.'.join(path)[:128]} is never set"
-                    self.problems.add(pointer, "unknown_path", detail)
-
     def _edge(self, at: int, edge: Any) -> Line | None:
         pointer = pointer_of("edges", at)
         if not isinstance(edge, dict):
@@ -171,7 +162,8 @@ class Reader:
             if name in self.by_id:
                 ends.append(self.by_id[name])
             else:
-                self.problems.add(f"{pointer}/{end}", f"unknown_{end}", f"there is no node {name[:64]!r}")
+                hint = self.allowance.suggestions.hint(name, self.by_id)
+                self.problems.add(f"{pointer}/{end}", f"unknown_{end}", f"there is no node {name[:64]!r}{hint}")
         condition = edge.get("condition")
         label = {True: "true", False: "false"}[condition] if isinstance(condition, bool) else condition
         if label is not None and not isinstance(label, str):
@@ -185,30 +177,8 @@ class Reader:
     def _label(self, pointer: str, source: Draft, label: str | None) -> None:
         if label is None or source.config_type is None:
             return
-        allowed = _labels(source)
+        allowed = labels(source.config_type, source.raw)
         if label not in allowed:
-            detail = f"{label[:64]!r}: edges of {source.type_name!r} may bear {', '.join(sorted(allowed)[:20])}"
+            hint = self.allowance.suggestions.hint(label, allowed)
+            detail = f"{label[:64]!r}: edges of {source.type_name!r} may bear {', '.join(allowed)[:200]}{hint}"
             self.problems.add(pointer, "invalid_condition", detail)
-
-
-_KNOWN_PATHS: Final = {
-    "nodes": ("output", "text", "error"),
-    "current": ("node_id", "compensates"),
-    "run": ("id",),
-}
-
-
-def _is_known_path(path: tuple[str, ...]) -> bool:
-    known = _KNOWN_PATHS.get(path[0])
-    at = 2 if path[0] == "nodes" else 1
-    return known is None or len(path) <= at or path[at] in known
-
-
-def _labels(source: Draft) -> set[str]:
-    if source.config_type is not IfElse:
-        return {FAILED}
-    cases = source.raw.get("cases")
-    if not isinstance(cases, list):
-        return {"true", "false", FAILED}
-    names = {case.get("id") for case in cases if isinstance(case, dict)}
-    return {name for name in names if isinstance(name, str)} | {NO_CASE, FAILED}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -24,7 +23,9 @@ from schemas.workflow.node_types import (
     compiled_fields,
     cross_check,
     field_names,
+    part_type,
 )
+from schemas.workflow.suggestions import Suggestions
 from schemas.workflow.templates import (
     Template,
     TemplateError,
@@ -41,6 +42,7 @@ _LITERAL_CODES: Final = {
     "language": "unsupported_language",
     "on_error": "unknown_on_error",
     "on_timeout": "unknown_on_timeout",
+    "task_type": "unknown_task_type",
     "backoff": "unknown_backoff",
     "role": "unknown_role",
     "type": "unknown_input_type",
@@ -62,6 +64,7 @@ class Allowance:
     """What the configs of one DSL may use together, so that compiling a hostile one stays short."""
 
     expression_characters: int = EXPRESSION_CHARACTERS_MAX
+    suggestions: Suggestions = field(default_factory=Suggestions)
 
 
 @dataclass(slots=True)
@@ -87,11 +90,11 @@ def compile_config(
 ) -> CompiledConfig:
     """Goes on after each problem; `config` is None if there was one."""
     result = CompiledConfig()
-    _name_fields(result, config_type, config, pointer, problems)
+    _name_fields(result, config_type, config, pointer, problems, allowance.suggestions)
     try:
         result.config = config_type.model_validate(result.raw)
     except ValidationError as error:
-        _report(error, config_type, result, pointer, problems)
+        _report(error, config_type, result, pointer, problems, allowance.suggestions)
     for name, code, detail in cross_check(config_type, result.raw):
         first, slash, rest = name.partition("/")
         problems.add(result.pointers.get(first, pointer) + slash + rest, code, detail)
@@ -106,6 +109,7 @@ def _name_fields(
     config: Mapping[str, Any],
     pointer: str,
     problems: Problems,
+    suggestions: Suggestions,
 ) -> None:
     """Resolve the `…_json` names; null stands for a field that is not given."""
     names = field_names(config_type)
@@ -113,8 +117,7 @@ def _name_fields(
         where = pointer + pointer_of(given)
         name = names.get(given)
         if name is None:
-            near = get_close_matches(given[:64], config_type.model_fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = suggestions.hint(given, config_type.model_fields)
             problems.add(where, "unknown_field", f"unknown field{hint}")
             if problems.full():
                 return
@@ -131,13 +134,17 @@ def _report(
     result: CompiledConfig,
     pointer: str,
     problems: Problems,
+    suggestions: Suggestions,
 ) -> None:
     for each in error.errors(include_url=False, include_input=False, include_context=False):
         steps = each["loc"]
         first = str(steps[0]) if steps else ""
         base = result.pointers.get(first, pointer + pointer_of(*steps[:1]))
         last = next((step for step in reversed(steps) if isinstance(step, str)), "")
-        problems.add(base + pointer_of(*steps[1:]), _code(each["type"], last), each["msg"])
+        detail = each["msg"]
+        if each["type"] == "extra_forbidden" and (part := part_type(config_type, first)):
+            detail = f"unknown field{suggestions.hint(last, part.model_fields)}; known: {', '.join(part.model_fields)}"
+        problems.add(base + pointer_of(*steps[1:]), _code(each["type"], last), detail)
 
 
 def _code(kind: str, name: str) -> str:
@@ -159,7 +166,7 @@ def _warn(config_type: type[NodeConfig], result: CompiledConfig, pointer: str, p
     used = raw.get("on_error") == "default" or raw.get("on_timeout") == "default"
     if "default_output" in raw and not used:
         problems.add(result.pointers["default_output"], "default_output_unused", "nothing asks for it")
-    if "on_timeout" in raw and "timeout_seconds" not in raw:
+    if raw.get("on_timeout") == "fail" and "timeout_seconds" not in raw:
         problems.add(result.pointers["on_timeout"], "on_timeout_unused", "there is no timeout_seconds")
     if config_type is Tool and not raw.keys() & {"tool_binding_id", "url", "base_url"}:
         detail = "none of tool_binding_id, url, base_url is given"

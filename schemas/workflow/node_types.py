@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 NodeKind = Literal["pure", "effect", "wait", "child"]
 Compiled = Literal["text", "value", "expression"]
+TaskType = Literal["approval", "input", "takeover", "pause", "resume"]
 
 SECONDS_MAX: Final = 31_536_000  # One year.
 FAILED: Final = "failed"
 NO_CASE: Final = "false"
 """The route of an if-else none of whose cases holds."""
+VERDICTS: Final = ("approved", "rejected")
+"""The routes of a human task that was decided."""
 
 
 def _json_template(value: Any) -> Any:
@@ -172,16 +175,28 @@ class KnowledgeRetrieval(NodeConfig):
 
 
 class Human(NodeConfig):
+    """A task for somebody; `timeout_seconds` is the task's, and none is ever due without."""
+
     kind = "wait"
 
+    task_type: TaskType = "approval"
     title: Text = None
     description: Text = None
     assigned_to: Text = None
     request_payload_json: Value = None
     require_claim: bool = False
+    require_hash: bool = False
     four_eyes: bool = False
     on_timeout: Literal["fail", "default", "escalate"] = "fail"
     escalate_to: Text = None
+
+
+class HumanInput(Human):
+    task_type: TaskType = "input"
+
+
+class HumanTakeover(Human):
+    task_type: TaskType = "takeover"
 
 
 class Agent(NodeConfig):
@@ -226,8 +241,8 @@ NODE_TYPES: Final[Mapping[str, type[NodeConfig]]] = {
     "knowledge-retrieval": KnowledgeRetrieval,
     "human": Human,
     "approval": Human,
-    "human-input": Human,
-    "human-takeover": Human,
+    "human-input": HumanInput,
+    "human-takeover": HumanTakeover,
     "agent": Agent,
     "team": Team,
     "workflow": Workflow,
@@ -243,6 +258,56 @@ FOREIGN_IDS: Final = (
 
 def canonical_type(name: str) -> str:
     return ALIASES.get(name, name)
+
+
+_OUTPUTS: Final[Mapping[type[NodeConfig], tuple[str, ...]]] = {
+    Answer: ("text",),
+    Assigner: ("state_updates",),
+    IfElse: ("condition_result", "route"),
+    Join: (),
+    Code: ("result_json",),
+    **dict.fromkeys(
+        (Human, HumanInput, HumanTakeover),
+        ("task_id", "status", "approved", "response_payload_json", "completed_by", "late_seconds"),
+    ),
+}
+
+
+def output_names(config: type[NodeConfig], raw: Mapping[str, Any]) -> frozenset[str] | None:
+    """What may stand in `nodes.<id>.output` of such a node; None if that is only known when it has run."""
+    default = raw.get("default_output")
+    if raw.get("on_timeout") == "default":
+        return None
+    if config is End:
+        outputs = raw.get("outputs")
+        names = frozenset(outputs if isinstance(outputs, dict) else ())
+    elif config is TemplateTransform:
+        names = _transformed(raw.get("template"))
+    elif config in _OUTPUTS:
+        names = frozenset(_OUTPUTS[config])
+    else:
+        return None
+    return names.union(default) if raw.get("on_error") == "default" and isinstance(default, dict) else names
+
+
+def _transformed(template: Any) -> frozenset[str]:
+    """Text that begins like JSON may turn out to be none."""
+    if not isinstance(template, str):
+        return frozenset({"json"})
+    return frozenset({"text", "json"} if template.lstrip()[:1] in ("{", "[") else {"text"})
+
+
+def labels(config: type[NodeConfig], raw: Mapping[str, Any]) -> list[str]:
+    """What an edge out of such a node may bear."""
+    if issubclass(config, Human):
+        return [*VERDICTS, FAILED]
+    if config is not IfElse:
+        return [FAILED]
+    cases = raw.get("cases")
+    if not isinstance(cases, list):
+        return ["true", "false", FAILED]
+    names = (case.get("id") for case in cases if isinstance(case, dict))
+    return [*(name for name in names if isinstance(name, str)), NO_CASE, FAILED]
 
 
 @cache
@@ -265,6 +330,19 @@ def field_names(config: type[NodeConfig]) -> Mapping[str, str]:
     if "inputs" in config.model_fields:
         names["input_json"] = "inputs"
     return names | {name: name for name in config.model_fields}
+
+
+@cache
+def part_type(config: type[NodeConfig], name: str) -> type[BaseModel] | None:
+    """The model of what a field holds: itself, its items or its members."""
+    found = config.model_fields.get(name)
+    return None if found is None else _model_in(found.annotation)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for each in get_args(annotation) if (model := _model_in(each))), None)
 
 
 Finding = tuple[str, str, str]  # Field ("" for the config itself), code, detail.
@@ -294,21 +372,29 @@ def cross_check(config: type[NodeConfig], raw: Mapping[str, Any]) -> Iterator[Fi
     needed = _ANY_OF.get(config, ())
     if needed and given.isdisjoint(needed):
         yield "", "missing_field", f"one of {', '.join(needed)} is required"
-    yield from _default_output(config, raw, given)
+    yield from _default_output(raw, given)
     if config is Join:
         yield from _join(raw, given)
     if config is IfElse:
         yield from _cases(raw)
-    if config is Human and raw.get("on_timeout") == "escalate" and "escalate_to" not in given:
-        yield "", "missing_field", "on_timeout 'escalate' requires escalate_to"
+    if issubclass(config, Human):
+        yield from _time_out(raw, given)
     if config is Start:
         yield from _input_defaults(raw)
 
 
-def _default_output(config: type[NodeConfig], raw: Mapping[str, Any], given: set[str]) -> Iterator[Finding]:
-    needed = raw.get("on_error") == "default" or (config is Human and raw.get("on_timeout") == "default")
+def _default_output(raw: Mapping[str, Any], given: set[str]) -> Iterator[Finding]:
+    needed = raw.get("on_error") == "default" or raw.get("on_timeout") == "default"
     if needed and "default_output" not in given:
         yield "", "default_output_missing", "'default' requires default_output"
+
+
+def _time_out(raw: Mapping[str, Any], given: set[str]) -> Iterator[Finding]:
+    on_timeout = raw.get("on_timeout")
+    if on_timeout == "escalate" and "escalate_to" not in given:
+        yield "", "missing_field", "on_timeout 'escalate' requires escalate_to"
+    if on_timeout in ("escalate", "default") and "timeout_seconds" not in given:
+        yield "on_timeout", "timeout_missing", f"on_timeout {on_timeout!r} requires timeout_seconds"
 
 
 def _join(raw: Mapping[str, Any], given: set[str]) -> Iterator[Finding]:

@@ -44,12 +44,22 @@ def scan_path(text: str, start: int) -> tuple[Path, int]:
             break
         position = end + 1
     if segments[0] not in ROOTS:
-        raise ExpressionError(start, f"unknown name {segments[0][:64]!r}: paths begin with {', '.join(ROOTS)}")
+        hint = _nearest_root(segments[0])
+        raise ExpressionError(start, f"unknown name {segments[0][:64]!r}{hint}: paths begin with {', '.join(ROOTS)}")
     if segments == ["nodes"]:
         raise ExpressionError(start, "'nodes' needs a node id")
     if len(segments) > SEGMENTS_MAX:
         raise ExpressionError(start, f"a path has at most {SEGMENTS_MAX} segments")
     return tuple(segments), end
+
+
+_BY_FIRST_LETTER: Final = {root[0]: root for root in ROOTS}
+
+
+def _nearest_root(word: str) -> str:
+    """A hint in constant time: each of very many placeholders may be wrong."""
+    root = _BY_FIRST_LETTER.get(word[0].lower(), "")
+    return f", did you mean {root!r}?" if root and abs(len(word) - len(root)) <= 2 else ""
 
 
 def _index(segment: str) -> int:

@@ -308,7 +308,7 @@ def test_latest_names_the_looping_nodes_that_are_read() -> None:
                 "type": "template-transform",
                 "config": {"allow_loop": True, "template": "{{nodes.start.text}}"},
             },
-            {"id": "b", "type": "if-else", "config": {"expression": "nodes.a.output.x > 1"}},
+            {"id": "b", "type": "if-else", "config": {"expression": "nodes.a.output.text > 1"}},
         ],
         "edges": [
             {"source": "start", "target": "a"},

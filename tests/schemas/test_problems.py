@@ -102,7 +102,18 @@ WRONG: list[tuple[Any, str, str]] = [
     (graph(node("a", "agent")), "/nodes/0/config", "missing_field"),
     (graph(node("a", "human", on_timeout="escalate")), "/nodes/0/config", "missing_field"),
     (graph(node("a", "human", on_timeout="shrug")), "/nodes/0/config/on_timeout", "unknown_on_timeout"),
-    (graph(node("a", "human", on_timeout="default")), "/nodes/0/config", "default_output_missing"),
+    (graph(node("a", "human", on_timeout="default", timeout_seconds=9)), "/nodes/0/config", "default_output_missing"),
+    (
+        graph(node("a", "human", on_timeout="default", default_output={})),
+        "/nodes/0/config/on_timeout",
+        "timeout_missing",
+    ),
+    (
+        graph(node("a", "approval", on_timeout="escalate", escalate_to="boss")),
+        "/nodes/0/config/on_timeout",
+        "timeout_missing",
+    ),
+    (graph(node("a", "human", task_type="vote")), "/nodes/0/config/task_type", "unknown_task_type"),
     # Common config
     (graph(A | {"config": {"text": "a", "allow_loop": 1}}), "/nodes/0/config/allow_loop", "wrong_type"),
     (graph(node("a", "join", timeout_seconds=0)), "/nodes/0/config/timeout_seconds", "timeout_out_of_range"),
@@ -137,6 +148,30 @@ WRONG: list[tuple[Any, str, str]] = [
     # Templates and expressions
     (graph(node("a", "answer", text="{{x}}")), "/nodes/0/config/text", "template_invalid"),
     (graph(node("a", "answer", text="{{nodes.b.text}}")), "/nodes/0/config/text", "unknown_node_reference"),
+    (graph(A, node("b", "answer", text="{{nodes.a.result}}"), edge("a", "b")), "/nodes/1/config/text", "unknown_path"),
+    (graph(node("a", "answer", text="{{run.name}}")), "/nodes/0/config/text", "unknown_path"),
+    (graph(node("a", "answer", text="{{current.id}}")), "/nodes/0/config/text", "unknown_path"),
+    (
+        graph(A, node("b", "answer", text="{{nodes.a.output.json}}"), edge("a", "b")),
+        "/nodes/1/config/text",
+        "unknown_output",
+    ),
+    (graph(node("a", "answer", text="{{nodes.a.text}}")), "/nodes/0/config/text", "impossible_reference"),
+    (
+        graph(node("a", "answer", text="{{nodes.b.text}}"), B, edge("a", "b")),
+        "/nodes/0/config/text",
+        "impossible_reference",
+    ),
+    (
+        graph(node("a", "start", inputs={"plan": {}}), node("b", "answer", text="{{inputs.plam}}"), edge("a", "b")),
+        "/nodes/1/config/text",
+        "undeclared_input",
+    ),
+    (
+        graph(node("a", "start", inputs={"x": {"default": 1}}), node("b", "start", inputs={"x": {"default": True}})),
+        "/nodes/1/config/inputs/x/default",
+        "conflicting_default",
+    ),
     (
         graph(node("a", "assigner", assignments={"x": [{"y": "{{"}]})),
         "/nodes/0/config/assignments/x/0/y",
@@ -161,6 +196,8 @@ WRONG: list[tuple[Any, str, str]] = [
     (graph(A, B, edge("a", "b", "true")), "/edges/0/condition", "invalid_condition"),
     (graph(A, B, edge("a", "b", "")), "/edges/0/condition", "invalid_condition"),
     (graph(node("i", "if-else", expression="1"), B, edge("i", "b", "yes")), "/edges/0/condition", "invalid_condition"),
+    (graph(node("h", "approval"), B, edge("h", "b", "approve")), "/edges/0/condition", "invalid_condition"),
+    (graph(A, B, edge("a", "b", "approved")), "/edges/0/condition", "invalid_condition"),
     (graph(node("i", "if-else", cases=[CASE]), B, edge("i", "b", "true")), "/edges/0/condition", "invalid_condition"),
     # Joins
     (graph(node("j", "join", join_policy="most")), "/nodes/0/config/join_policy", "unknown_join_policy"),
@@ -193,6 +230,11 @@ WRONG: list[tuple[Any, str, str]] = [
             A, node("x", "tool", compensation_node_id="y"), node("y", "tool", compensation_node_id="x")
         ),
         "/nodes/1",
+        "unreachable_node",
+    ),
+    (
+        graph(node("a", "join", compensation_node_id="b"), B, C, edge("b", "c")),
+        "/nodes/2",
         "unreachable_node",
     ),
     # Graph
@@ -240,8 +282,8 @@ WARNED: list[tuple[Any, str, str]] = [
     (graph(node("a", "join", n=1)), "/nodes/0/config/n", "join_n_unused"),
     (graph(node("a", "human", on_timeout="fail")), "/nodes/0/config/on_timeout", "on_timeout_unused"),
     (graph(node("a", "tool", path="/x")), "/nodes/0/config", "tool_unresolved"),
-    (graph(node("a", "answer", text="{{nodes.a.result}}")), "/nodes/0/config/text", "unknown_path"),
-    (graph(node("a", "answer", text="{{run.name}}")), "/nodes/0/config/text", "unknown_path"),
+    (graph(node("a", "answer", text="{{nodes.b.text}}"), B), "/nodes/0/config/text", "unordered_reference"),
+    (graph(node("a", "answer", text="{{state.x}}")), "/nodes/0/config/text", "unset_state"),
     (
         graph(node("a", "join", compensation_node_id="b"), B, edge("a", "b")),
         "/nodes/0/config/compensation_node_id",

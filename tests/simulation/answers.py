@@ -37,7 +37,7 @@ class Answers:
     ) -> None:
         self.graph = Graph(dsl)
         self.pure = PureNodes(self.graph)
-        self.inputs = dict(inputs)
+        self.inputs = {**defaults(self.graph), **inputs}
         self.run_id = run_id
         self.effects = effects
         self.depth = depth
@@ -182,6 +182,13 @@ class Answers:
                 self.state = {**self.state, **seen.output.get("state_updates", {})}
             case "start":
                 self.state = {**self.state, **seen.output}
+
+
+def defaults(graph: Graph) -> dict[str, Any]:
+    """Of the inputs that the start nodes declare."""
+    starts = [node for node in graph.starts if graph.kind[node] == "start"]
+    declared = [each for node in starts for each in (graph.config[node].get("inputs") or {}).items()]
+    return {name: spec["default"] for name, spec in declared if "default" in spec}
 
 
 def _child_end(end: ChildEnd) -> Success | Failure:

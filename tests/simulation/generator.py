@@ -10,6 +10,7 @@ from typing import Any
 from tests.simulation import waiting_nodes
 from tests.simulation.features import features
 from tests.simulation.observations import CancelRequested, Path
+from tests.simulation.reads import without_impossible
 from tests.simulation.scenarios import NEVER, Behaviour, Oracle, Scenario, Wanted
 
 __all__ = ["Behaviour", "Oracle", "Scenario", "features", "generate"]
@@ -51,7 +52,7 @@ def generate(seed: int) -> Scenario:
 def scenario_of(builder: "Builder", seed: int) -> Scenario:
     return Scenario(
         seed=seed,
-        dsl={"nodes": builder.nodes, "edges": builder.edges},
+        dsl=without_impossible({"nodes": builder.nodes, "edges": builder.edges}),
         inputs=builder.inputs,
         effects=Oracle(seed, builder.behaviours, builder.people, builder.children),
     )
@@ -91,7 +92,14 @@ class Builder:
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
         self.asks = self.likely(0.35)
         self.starts = self.likely(0.35) and nested < NESTED_MAX
-        self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
+        self.facts = [
+            "run.id",
+            "current.node_id",
+            "inputs.amount",
+            "inputs.extra.1.y",
+            "inputs.客户",
+            "inputs.greeting",
+        ]
         self.state = ["state.a", "state.客户", "state.amount", "state.missing.deep"]
         self.texts: list[str] = []
         self.fails = False
@@ -136,7 +144,11 @@ class Builder:
         if self.likely(0.5):
             self.inputs["客户"] = "阿里"
         declared = {
+            "flag": {"type": "boolean"},
             "amount": {"type": "integer", "required": True},
+            "extra": {},
+            "客户": {},
+            "note": {},
             "greeting": {"type": "string", "default": "hello"},
         }
         start = self.add("start", {"inputs": declared} if self.likely(0.7) else {})
@@ -286,7 +298,7 @@ class Builder:
     def handled(self, loops: list[Around]) -> Fragment:
         """An effect that fails at times, and an edge for that, behind which the error is known."""
         node = self.effect(troubled=False)
-        leaves = {"n": 3} if self.likely(0.3) else None
+        leaves = {"result_json": {"n": 3}} if self.likely(0.3) else None
         self.behaviours[node] = Behaviour(0.5, code="payment_refused", retryable=self.likely(0.5), leaves=leaves)
         self.facts.append(f"nodes.{node}.error.code")
         failed: list[Out] = [(node, "failed")]
@@ -363,7 +375,7 @@ class Builder:
         """An effect says whether to go on."""
         head = self.effect()
         around = self.around(head)
-        check = self.add("if-else", {"expression": f"nodes.{head}.output.again"})
+        check = self.add("if-else", {"expression": f"nodes.{head}.output.result_json.again"})
         outs: list[Out] = [(head, None)]
         if self.likely(0.5):
             outs = self.follow(outs, [*loops, around]).outs
@@ -433,7 +445,7 @@ class Builder:
     def jump(self, loops: list[Around]) -> Fragment:
         """Leaves a loop from inside, or begins its next turn early; of several loops around, any one."""
         effect = self.effect()
-        check = self.add("if-else", {"expression": f"nodes.{effect}.output.again"})
+        check = self.add("if-else", {"expression": f"nodes.{effect}.output.result_json.again"})
         self.connect([(effect, None)], check)
         around = self.chance.choice(loops)
         if self.likely(0.3):
@@ -457,7 +469,7 @@ class Builder:
             self.make_fail(node, config)
         if self.likely(self.compensated):
             self.compensate(node, config)
-        output = f"nodes.{node}.output"
+        output = f"nodes.{node}.output.result_json"
         self.facts += [f"{output}.n", f"{output}.items", f"{output}.items.0", f"nodes.{node}.text"]
         if "on_error" in config:
             self.facts.append(f"nodes.{node}.error.code")
@@ -468,7 +480,7 @@ class Builder:
 
     def make_fail(self, node: str, config: dict[str, Any]) -> None:
         attempts = self.chance.choice([1, 2, NEVER])
-        leaves = {"n": 7, "items": ["left"]} if self.likely(0.3) else None
+        leaves = {"result_json": {"n": 7, "items": ["left"]}} if self.likely(0.3) else None
         self.behaviours[node] = Behaviour(
             0.7, attempts, code="upstream_down", retryable=self.likely(0.8), leaves=leaves
         )
@@ -485,7 +497,7 @@ class Builder:
             config["on_error"] = "continue"
         else:
             config["on_error"] = "default"
-            config.setdefault("default_output", {"n": 5, "again": False, "items": ["d"]})
+            config.setdefault("default_output", {"result_json": {"n": 5, "again": False, "items": ["d"]}})
 
     def retry_policy(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ Readings chosen where the rules leave room:
 - A node run that was certainly started (it has begun, or an asynchronous observation came after it was enabled)
   has to be cancelled when it is withdrawn; one that became able to run in the same breath may be skipped, or
   after a failure stay without an end.
-- `inputs.*` are the inputs as given; defaults show in the output of `start`, which is merged into `state`.
+- `inputs.*` are the inputs as given, with the defaults of the start nodes that the run begins at.
 - No completed `end`: the output is that of the sinks, completed node runs (in loop bodies too) none of whose
   edges was taken; of one node the last counts; without a sink, that of the last completed node run.
 - No case of an if-else matches: `condition_result` false and route "false".

@@ -66,13 +66,13 @@ class Oracle:
         if (chance.random() < behaviour.share or last < behaviour.until) and attempt <= behaviour.attempts:
             text = f"{path} broke off" if behaviour.leaves else None
             return Failure(behaviour.code, behaviour.retryable, behaviour.leaves, text)
-        output = {
+        result = {
             "n": chance.randrange(10),
             "again": chance.random() < 0.5,
             "items": [chance.choice("abc") for _ in range(chance.randrange(4))],
             "attempt": attempt,
         }
-        return Success(output, f"{path} {iteration}" if chance.random() < 0.8 else None)
+        return Success({"result_json": result}, f"{path} {iteration}" if chance.random() < 0.8 else None)
 
     def _verdict(self, node: str, path: Path, iteration: str, attempt: int) -> Verdict:
         chance = random.Random(f"{self.seed} {path} {iteration} {attempt}")

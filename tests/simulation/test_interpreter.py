@@ -397,6 +397,13 @@ def test_the_outputs_of_ends_are_merged_in_order_of_completion() -> None:
     flow.accepts(start, b, a, completed({"one": 5, "both": "a", "given": True}), inputs={"y": True})
 
 
+def test_templates_read_the_defaults_of_inputs_that_were_not_given() -> None:
+    declared = {"inputs": {"plan": {"default": "免费"}, "n": {"default": 1}}}
+    flow = Flow("s:start a:answer", "s>a", s=declared, a={"text": "{{inputs.plan}} {{inputs.n}}"})
+    said = gave("a", {"text": "免费 2"}, text="免费 2")
+    flow.accepts(gave("s", {"plan": "免费", "n": 2}), said, completed({"text": "免费 2"}, "免费 2"), inputs={"n": 2})
+
+
 def test_an_assigner_computes_from_the_state_before_it() -> None:
     swap = {"assignments": {"x": "{{state.y}}", "y": "{{state.x}}"}}
     flow = Flow("a:assigner b:assigner", "a>b", a={"assignments": {"x": 1, "y": True}}, b=swap)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schemas import human as human_wire
 from schemas import runtime as wire
 from schemas.decider import Recorded
 from schemas.messages import Event
+from tests.simulation.answers import defaults
 from tests.simulation.clients import Started
+from tests.simulation.loops import Graph
 from tests.simulation.observations import same_json
 from tests.simulation.observed import BY_HAND
 
@@ -63,7 +65,7 @@ def children(world: World, histories: Histories) -> Iterator[str]:
         match history[0].event if history else None:
             case wire.RunCreated(origin=wire.Origin() as origin) as created:
                 yield from (f"{where}: {each}" for each in _of_origin(started, row.run_id, origin))
-                given = _given(started, histories[row.run_id])
+                given = defaults(Graph(started.scenario.dsl)) | _given(started, histories[row.run_id])
                 if not same_json(created.inputs, given):
                     yield f"{where}: began with {created.inputs}, was given {given}"
             case other:
@@ -79,7 +81,7 @@ def _of_origin(started: Started, parent: str, origin: wire.Origin) -> Iterator[s
         yield f"comes from {found}, not {wanted}"
 
 
-def _given(started: Started, parent: list[Recorded[Event]]) -> object:
+def _given(started: Started, parent: list[Recorded[Event]]) -> dict[str, Any]:
     waits = (each.event for each in parent if isinstance(each.event, wire.NodeWaiting))
     return next((wait.input or {}).get("inputs") or {} for wait in waits if wait.wait_id == started.id)
 

@@ -20,6 +20,7 @@ from projections.catalog import Definition, Version
 from projections.runtime import TABLES, NodeRun, Run
 from schemas import runtime as wire
 from schemas.decider import After, Awaited, Decision, Domain, Meta, Recorded
+from schemas.human import OpenTask, WithdrawTask
 from schemas.messages import Command, Event, JsonObject, Rejected, derive, derive_near
 from schemas.runtime import Failure, node_run_id
 
@@ -124,6 +125,7 @@ class Flow:
             "answer": {"text": name},
             "if-else": {"expression": "true"},
             "workflow": {"workflow_id": WORKFLOW},
+            "approval": {"title": "{{inputs.what}}"},
         }
         config: JsonObject = self.configs.get(name, {})
         return least.get(kind, {}) | config
@@ -217,11 +219,24 @@ def child_of(path: str, attempt: int = 1) -> str:
     return derive_near(id_of(path), f"run:{attempt}")
 
 
-def answer(path: str, output: JsonObject | None = None, *, attempt: int = 1, **said: Any) -> Command:
-    """A node's child run has come to an end; `error`: a code."""
+def task_of(path: str, attempt: int = 1) -> str:
+    """The human task that this attempt of a node awaits."""
+    return derive_near(id_of(path), f"task:{attempt}")
+
+
+def answer(
+    path: str, output: JsonObject | None = None, *, attempt: int = 1, task: bool = False, **said: Any
+) -> Command:
+    """A node's child run, or its task, has come to an end; `error`: a code."""
     if error := said.pop("error", None):
         said["error"] = Failure(code=error, message="it broke")
-    return wire.ResumeNode(run_id=RUN, node_run_id=id_of(path), wait_id=child_of(path, attempt), output=output, **said)
+    return wire.ResumeNode(
+        run_id=RUN,
+        node_run_id=id_of(path),
+        wait_id=task_of(path, attempt) if task else child_of(path, attempt),
+        output=output,
+        **said,
+    )
 
 
 def pause() -> Command:
@@ -284,6 +299,11 @@ class When:
                 case Awaited(command=wire.StartChild() as start):
                     assert (start.run_id, start.parent_node_run_id) == (decision.wait_id, decision.subject)
                     yield f"start {self._path(start.parent_node_run_id)}"
+                case Awaited(command=OpenTask() as task):
+                    assert (task.task_id, task.node_run_id, task.run_id) == (decision.wait_id, decision.subject, RUN)
+                    yield f"ask {self._path(decision.subject)}"
+                case WithdrawTask():
+                    yield f"withdraw task of {self._awaiting(decision.task_id)}"
                 case wire.PauseChild() | wire.ResumeChild() | wire.CancelRun():
                     yield f"{_told(decision)} {self._awaiting(decision.run_id)}"
                 case wire.ContinueRun():

@@ -108,6 +108,29 @@ def test_inputs_are_checked_before_a_run_exists() -> None:
     assert run.output == {"n": 3, "m": "x"}
 
 
+def test_templates_read_the_defaults_of_inputs_that_were_not_given() -> None:
+    inputs = {"plan": {"type": "string", "default": "免费"}, "n": {"default": 1}, "m": {}}
+    say = {"text": "{{inputs.plan}} {{inputs.n}} {{inputs.m}}"}
+    flow = Flow("s:start a:answer", "s>a", configs={"s": {"inputs": inputs}, "a": say})
+    run = flow.when(flow.create(inputs={"n": 2, "plan": None})).then(
+        "run created", "completed s", "completed a", "run completed"
+    )
+    assert (run.output_text, run.inputs) == ("免费 2 ", {"n": 2, "plan": "免费"})
+
+
+def test_a_run_that_begins_in_the_middle_has_the_defaults_of_the_start_it_begins_at_only() -> None:
+    inputs = {"plan": {"type": "string", "default": "free"}}
+    say = {"text": "[{{inputs.plan}}]"}
+    flow = Flow("s:start a:answer", "s>a", configs={"s": {"inputs": inputs}, "a": say})
+    run = flow.when(flow.create(initial_node={"node_id": "a"})).then("run created", "completed a", "run completed")
+    assert run.output_text == "[]"
+    begun = Flow("s:start a:answer", "s>a", configs={"s": {"inputs": inputs}, "a": say})
+    run = begun.when(begun.create(initial_node={"node_id": "s"})).then(
+        "run created", "completed s", "completed a", "run completed"
+    )
+    assert run.output_text == "[free]"
+
+
 @pytest.mark.parametrize("initial", [None, {"node_id": "b"}])
 def test_inputs_that_are_too_large_are_refused(initial: Any) -> None:
     flow = Flow("start:start b:code", "start>b")

@@ -21,6 +21,7 @@ from schemas.runtime import (
     PauseChild,
     PauseRun,
     ResumeChild,
+    ResumeHuman,
     ResumeNode,
     ResumeRun,
     SetNodeStatus,
@@ -32,12 +33,16 @@ from schemas.runtime import (
 from tests.domains.examples import Changed, Internal, Step
 from tests.domains.platform import TENANT, message_id
 
-MANUAL, LONG, CANCELLED, BROKEN, SET, SINGLE, PARENT = (
-    str(uuid.UUID(int=number, version=4)) for number in range(101, 108)
+MANUAL, LONG, CANCELLED, BROKEN, SET, SINGLE, PARENT, ASKING = (
+    str(uuid.UUID(int=number, version=4)) for number in range(101, 109)
 )
-STEPWISE, AT_ONCE, NESTED = (definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once", "nested"))
+STEPWISE, AT_ONCE, NESTED, APPROVED = (
+    definition_id(TENANT, "workflow", code) for code in ("stepwise", "at-once", "nested", "approved")
+)
 CALL = node_run_id(PARENT, "call", "1")
 CHILD = derive_near(CALL, "run:1")
+ASK = node_run_id(ASKING, "ask", "1")
+TASK = derive_near(ASK, "task:1")
 A, B = (node_run_id(MANUAL, name, "1") for name in "ab")
 RETRIED = {"max_attempts": 2, "retry_delay_seconds": 2}
 CODE = {"language": "python", "code": "def main():\n    return {}"}
@@ -74,6 +79,9 @@ GIVEN: tuple[Command | Internal, ...] = (
     CreateDefinition(kind="workflow", code="nested", name="Nested"),
     version(NESTED, [{"id": "call", "type": "workflow", "config": {"workflow_id": STEPWISE}}], ""),
     checked(NESTED, 7),
+    CreateDefinition(kind="workflow", code="approved", name="批准"),
+    version(APPROVED, [{"id": "ask", "type": "approval", "config": {"title": "批准退款"}}], ""),
+    checked(APPROVED, 10),
 )
 STEPS: tuple[Step, ...] = (
     Internal(StartSingle(run_id=SINGLE, step="check", inputs={"version_id": SINGLE})),
@@ -94,6 +102,9 @@ STEPS: tuple[Step, ...] = (
     Internal(FailRun(run_id=BROKEN, error=FAILURE)),
     CreateRun(run_id=SET, workflow_id=STEPWISE),
     SetRunStatus(run_id=SET, status="failed"),
+    CreateRun(run_id=ASKING, workflow_id=APPROVED),
+    SetNodeStatus(run_id=ASKING, node_run_id=ASK, status="completed", output={"approved": True}),
+    ResumeHuman(run_id=ASKING, node_run_id=ASK, human_task_id=TASK),
     CreateRun(run_id=PARENT, workflow_id=NESTED),
     Internal(
         StartChild(
