@@ -123,7 +123,8 @@ class Mark:
     Of a node with several incoming edges: how many are resolved and taken; note `passed` once it is decided,
     `early` once a join has completed before all of them were resolved.
     Of a loop's iteration: the same for its back edges. Of a loop instance: note lists the exits taken, or
-    `ended`. Of a loop's node that others read: note is the id of its last completed, or its last failed, node run.
+    `ended`. Of a loop's node that others read: note is the id of its last node run that
+    completed or failed.
     """
 
     id: Uuid

@@ -24,9 +24,6 @@ def parse_iteration(text: str, depth: int) -> Iteration:
     return tuple(map(int, text.split("."))) if depth else ()
 
 
-Ended = Literal["completed", "failed"]
-
-
 class Enabled(NamedTuple):
     """A node whose turn has come in an iteration: to run, to be skipped, or to fail before it runs."""
 
@@ -73,17 +70,17 @@ class Resolution:
             iteration = outer
         self._beyond(edge, iteration, taken)
 
-    def remember(self, node: Node, iteration: Iteration, node_run_id: str, status: Ended) -> None:
-        """A loop's node that others read has ended."""
+    def remember(self, node: Node, iteration: Iteration, node_run_id: str) -> None:
+        """A loop's node that others read has completed or failed."""
         for depth in range(len(node.loops)):
-            self._set(self._mark(self._latest_id(node, iteration[:depth], status)), note=node_run_id)
+            self._set(self._mark(self._latest_id(node, iteration[:depth])), note=node_run_id)
 
-    def latest(self, node: Node, within: Iteration, status: Ended) -> str:
-        """Its last node run of that status in these iterations of its outer loops; empty if there is none."""
-        return self._mark(self._latest_id(node, within, status)).note
+    def latest(self, node: Node, within: Iteration) -> str:
+        """Its last such node run in these iterations of its outer loops; empty if there is none."""
+        return self._mark(self._latest_id(node, within)).note
 
-    def _latest_id(self, node: Node, within: Iteration, status: Ended) -> str:
-        return derive_near(self._run_id, ":".join([status, node.id, *map(str, within)]))
+    def _latest_id(self, node: Node, within: Iteration) -> str:
+        return derive_near(self._run_id, ":".join(["latest", node.id, *map(str, within)]))
 
     def pass_early(self, join: Node, iteration: Iteration) -> bool:
         """Note that a join has completed with edges still to come; False if none are."""

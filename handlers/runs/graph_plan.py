@@ -39,7 +39,7 @@ class GraphPlan(RunReader):
         else:
             resolution = self._resolution()  # Its edges lead nowhere now; compensations may read it.
         if node.id in self._program.latest and outcome.status != "skipped":
-            resolution.remember(node, iteration, node_run_id, outcome.status)
+            resolution.remember(node, iteration, node_run_id)
         return Next(resolution.marks, resolution.enabled, bool(taken), early)
 
     def output(self) -> Any:
@@ -148,22 +148,20 @@ class GraphPlan(RunReader):
 
     def _ended(self, references: frozenset[str], iteration: Iteration, loops: tuple[int, ...]) -> JsonObject:
         """What the templates of a node read of others; of what shares `loops` that iteration's, else the last."""
-        ids: dict[str, tuple[str, ...]] = {}
+        ids: dict[str, str] = {}
         for name in sorted(references):
             other = self._node(name)
             within = iteration[: shared_loops(loops, other.loops)]
             if len(within) == len(other.loops):
-                ids[name] = (self._id(other, within),)
-            else:
-                resolution = self._resolution()
-                last = resolution.latest(other, within, "completed"), resolution.latest(other, within, "failed")
-                ids[name] = tuple(filter(None, last))
-        self._rows.want(NodeRun, [id for each in ids.values() for id in each])
+                ids[name] = self._id(other, within)
+            elif last := self._resolution().latest(other, within):
+                ids[name] = last
+        self._rows.want(NodeRun, ids.values())
         found: JsonObject = {}
-        for name, each in ids.items():
-            rows = [row for row in (self._rows.get(NodeRun, id) for id in each) if row is not None]
-            if shown := _shown([row for row in rows if row.status in ("completed", "failed")]):
-                found[name] = shown
+        for name, id in ids.items():
+            row = self._rows.get(NodeRun, id)
+            if row is not None and row.status in ("completed", "failed"):
+                found[name] = {"output": row.output, "text": row.output_text, "error": row.error}
         return found
 
     def _row(self, node: Node, iteration: Iteration) -> NodeRun | None:
@@ -171,15 +169,6 @@ class GraphPlan(RunReader):
 
     def _id(self, node: Node, iteration: Iteration) -> str:
         return node_run_id(self._run_id, node.id, iteration_text(iteration))
-
-
-def _shown(rows: list[NodeRun]) -> JsonObject | None:
-    """What others see of a node: the error of its last run; of one that failed without output the output before."""
-    if not rows:
-        return None
-    last = max(rows, key=lambda row: row.seq)
-    with_output = last if last.output is not None else min(rows, key=lambda row: row.seq)
-    return {"output": with_output.output, "text": with_output.output_text, "error": last.error}
 
 
 def _takes(outcome: Outcome) -> Callable[[str | None], bool]:

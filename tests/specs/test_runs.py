@@ -509,3 +509,10 @@ def test_a_node_that_waited_for_time_only_was_never_handed_over() -> None:
     flow.when(wake("a")).then(
         "failed a:node_type_unavailable", "run failing:node_type_unavailable", "run failed:node_type_unavailable"
     )
+
+
+def test_a_node_is_seen_as_its_last_run_left_it_also_if_that_failed() -> None:
+    configs = {"a": {"allow_loop": True}, "b": {"text": "{{nodes.a.output.result_json.n}} {{nodes.a.error.code}}"}}
+    flow = Flow("s:answer a:code b:answer", "s>a a>a a>b:failed", configs=configs)
+    flow.given(complete("a", {"result_json": {"n": 1}}), fail("a@2", retryable=False))
+    assert flow.node("b").output_text == " broken"
