@@ -13,6 +13,7 @@ import pytest
 from handlers.human import DOMAIN
 from projections.human import HumanTask
 from schemas.decider import After, Answer, Decision, Reply
+from schemas.envelope import AnswerTo
 from schemas.human import (
     RESPONSE_BYTES_MAX,
     AssignTask,
@@ -397,6 +398,25 @@ async def test_a_due_time_that_all_were_down_for_is_noticed_once_and_late() -> N
     (task,) = platform.rows()["human_task"].values()
     assert (task.status, task.seq, task.late_seconds) == ("expired", 2, 3_540.0)
     assert not platform.database.timers
+
+
+@pytest.mark.parametrize(
+    ("title", "end", "code"),
+    [("批准退款", CANCEL, "task_cancelled"), ("批准退款", EXPIRE, "task_expired"), ("", None, "invalid_task")],
+)
+async def test_an_aggregate_that_awaits_a_task_hears_of_it(title: str, end: Command | None, code: str) -> None:
+    """Any one will do: what awaits here is a definition, whose check is a task."""
+    platform = Platform()
+    await platform.claim()
+    asked = record(open_task(title=title, timeout_seconds=60.0), message_id(1), reply=False)
+    waits = AnswerTo("catalog", message_id(2), message_id(3), message_id(4))
+    await platform.feed(asked._replace(headers=[*asked.headers, ("ce_answerto", str(waits).encode())]))
+    if isinstance(end, ExpireTask):
+        end = ExpireTask(task_id=AGGREGATE, due_at=platform.at + 60.0)
+    if end is not None:
+        await platform.feed(record(end, message_id(5), reply=isinstance(end, CancelTask)))
+    (told,) = platform.made
+    assert (told.key, orjson.loads(told.body)["code"]) == (message_id(2), code)
 
 
 @pytest.mark.parametrize(("history", "over"), [((), False), ((CLAIMED,), False), *(((end,), True) for end in ENDS)])
