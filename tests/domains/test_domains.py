@@ -64,7 +64,8 @@ async def test_a_story_tells_all_that_a_domain_can_do(story: Story) -> None:
     for number in range(len(story.steps)):
         before = platform.events
         await story.take(platform, number)
-        assert platform.events > before or story.command(number) is None, f"step {number} does nothing"
+        command = story.command(number)
+        assert platform.events > before or command is None or type(command) in ASKS, f"step {number} does nothing"
     assert {outcome.status for outcome in platform.database.outcomes.values()} == {"succeeded"}
     assert not platform.database.letters
 
