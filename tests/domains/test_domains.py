@@ -15,6 +15,7 @@ from infra.domains import DOMAINS, EVOLVE, PROJECTIONS
 from projections.fold import FoldRows
 from schemas import outcomes, registry
 from schemas.messages import Message
+from schemas.runtime import ResumeHuman
 from tests.domains.examples import Internal
 from tests.domains.platform import Platform
 from tests.domains.stories import STEPS, STORIES, Story, name_of
@@ -22,6 +23,8 @@ from tests.domains.stories import STEPS, STORIES, Story, name_of
 each_step = pytest.mark.parametrize("step", STEPS, ids=name_of)
 each_story = pytest.mark.parametrize("story", STORIES, ids=lambda story: story.domain.name)
 FOREIGN = "t2"
+ASKS = {ResumeHuman}
+"""What only asks whether something is so, and changes nothing."""
 
 
 def name(message: type[Message]) -> str:
