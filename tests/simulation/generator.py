@@ -122,14 +122,7 @@ class Builder:
         self.trouble = 0.5 if self.fatal else self.chance.choice([0.0, 0.1, 0.3])  # Share of effects that fail.
         self.compensated = self.chance.choice([0.0, 0.3, 0.7])
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
-        self.facts = [
-            "run.id",
-            "current.node_id",
-            "inputs.amount",
-            "inputs.extra.1.y",
-            "inputs.客户",
-            "inputs.greeting",
-        ]
+        self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
         self.state = ["state.a", "state.客户", "state.amount", "state.missing.deep"]
         self.texts: list[str] = []
         self.conditions = ["inputs.flag", "state.a == 'yes'", "inputs.amount >= 5", "state.客户 != null"]
@@ -180,7 +173,7 @@ class Builder:
             "greeting": {"type": "string", "default": "hello"},
         }
         start = self.add("start", {"inputs": declared} if self.likely(0.7) else {})
-        self.facts.append(f"nodes.{start}.output.greeting")
+        self.facts.append("inputs.greeting")
         return [(start, None), *(self.step([]).outs if self.likely(0.15) else [])]
 
     def ending(self, outs: list[Out]) -> None:
