@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from itertools import permutations
 from typing import Any
@@ -10,7 +11,9 @@ import orjson
 import pytest
 
 from handlers.human import DOMAIN
+from projections.human import HumanTask
 from schemas.decider import After, Answer, Decision, Reply
+from schemas.envelope import AnswerTo
 from schemas.human import (
     RESPONSE_BYTES_MAX,
     AssignTask,
@@ -34,6 +37,7 @@ from schemas.human import (
 )
 from schemas.messages import Command, Event, Rejected
 from schemas.runtime import VALUE_BYTES_MAX
+from tests.domains.platform import Platform, message_id, record
 from tests.gateway.spec import AGGREGATE, Given, Spec
 
 human = Spec(DOMAIN)
@@ -378,6 +382,47 @@ def test_another_due_time_and_a_task_that_has_ended_expire_nothing() -> None:
 
 def test_an_answer_after_the_due_time_counts_until_that_is_noticed() -> None:
     assert human.given(due()).when(APPROVE, at=1_000.0, actor="ops-1").run()[0] == APPROVED
+
+
+async def test_a_due_time_that_all_were_down_for_is_noticed_once_and_late() -> None:
+    platform = Platform()
+    await platform.claim()
+    await platform.feed(record(create(task_id=AGGREGATE, timeout_seconds=60.0), message_id(1), reply=True))
+    platform.at += 3_600.0
+    await platform.claim()  # By another owner.
+    for _ in range(2):
+        await platform.kernel.fire_timers()
+        await asyncio.sleep(0)
+        while platform.made:
+            await platform.feed(platform.made.popleft())
+    (task,) = platform.rows()["human_task"].values()
+    assert (task.status, task.seq, task.late_seconds) == ("expired", 2, 3_540.0)
+    assert not platform.database.timers
+
+
+@pytest.mark.parametrize(
+    ("title", "end", "code"),
+    [("批准退款", CANCEL, "task_cancelled"), ("批准退款", EXPIRE, "task_expired"), ("", None, "invalid_task")],
+)
+async def test_an_aggregate_that_awaits_a_task_hears_of_it(title: str, end: Command | None, code: str) -> None:
+    """Any one will do: what awaits here is a definition, whose check is a task."""
+    platform = Platform()
+    await platform.claim()
+    asked = record(open_task(title=title, timeout_seconds=60.0), message_id(1), reply=False)
+    waits = AnswerTo("catalog", message_id(2), message_id(3), message_id(4))
+    await platform.feed(asked._replace(headers=[*asked.headers, ("ce_answerto", str(waits).encode())]))
+    if isinstance(end, ExpireTask):
+        end = ExpireTask(task_id=AGGREGATE, due_at=platform.at + 60.0)
+    if end is not None:
+        await platform.feed(record(end, message_id(5), reply=isinstance(end, CancelTask)))
+    (told,) = platform.made
+    assert (told.key, orjson.loads(told.body)["code"]) == (message_id(2), code)
+
+
+@pytest.mark.parametrize(("history", "over"), [((), False), ((CLAIMED,), False), *(((end,), True) for end in ENDS)])
+def test_nothing_changes_a_task_that_has_ended(history: tuple[Event, ...], over: bool) -> None:
+    task = human.given(CREATED, *history).tables.get(HumanTask, AGGREGATE)
+    assert DOMAIN.ended(task) is over
 
 
 # --- races --------------------------------------------------------------------------------------------------------

@@ -114,11 +114,10 @@ def with_defaults(starts: Sequence[Start], inputs: JsonObject) -> JsonObject:
 def input_problems(starts: Sequence[Start], inputs: JsonObject) -> list[FieldError]:
     """What is wrong with the inputs of a run before it starts, by JSON pointer.
 
-    They are kept with the run, and each of its start nodes hands them on with its defaults.
+    They are kept with the run, with the defaults of its start nodes, and each of these hands them on.
     """
     found = [problem for config in starts for problem in _problems(config.inputs, inputs)]
-    kept = [inputs] if found else [inputs, *(_checked_inputs(config, inputs) for config in starts)]
-    size = max(len(orjson.dumps(each)) for each in kept)
+    size = len(orjson.dumps(inputs if found else with_defaults(starts, inputs)))
     if size > VALUE_BYTES_MAX:
         detail = f"{size} bytes as JSON with their defaults, at most {VALUE_BYTES_MAX}"
         found.append({"pointer": "/inputs", "code": "too_large", "detail": detail})

@@ -95,6 +95,8 @@ class Reads:
         match self._relation(draft.at, index):
             case "never" if index in self._aside:
                 return "impossible_reference", f"{name!r} only compensates, and no node reads what that answers"
+            case "never" if index == draft.at:
+                return "impossible_reference", f"{name!r} reads its own answer, and no loop leads back to it"
             case "never":
                 return "impossible_reference", f"{name!r} never runs before this node does"
             case "beside":

@@ -17,6 +17,7 @@ from bus.store import Out
 from projections.runtime import NodeRun
 from schemas import access as access_wire
 from schemas import catalog as catalog_wire
+from schemas import human as human_wire
 from schemas import runtime as wire
 from schemas.messages import Command
 from schemas.runtime import Failure
@@ -104,12 +105,18 @@ def commands(platform: Run) -> list[Command]:
     """What is asked from outside: of every kind that can be said twice."""
     scenario = platform.scenario
     workflow = catalog_wire.definition_id(TENANT, "workflow", "w")
-    key_id, run_id = (str(uuid.UUID(int=number, version=4)) for number in (1, 2))
+    key_id, run_id, answered, late = (str(uuid.UUID(int=number, version=4)) for number in (1, 2, 3, 4))
     create_key = access_wire.CreateApiKey(api_key_id=key_id, name="k", scopes=("*",), secret_sha256="0" * 64)
     found: list[Command] = [
         create_key,
         access_wire.SetApiKeyStatus(api_key_id=key_id, status="disabled"),
         access_wire.DeleteApiKey(api_key_id=key_id),
+        human_wire.CreateTask(task_id=answered, task_type="approval", title="t", timeout_seconds=60.0),
+        human_wire.ClaimTask(task_id=answered, claimed_by="ops-1"),
+        human_wire.CompleteTask(task_id=answered, status="approved"),
+        human_wire.CreateTask(
+            task_id=late, task_type="input", title="t", timeout_seconds=60.0, on_timeout="escalate", escalate_to="boss"
+        ),
         catalog_wire.CreateDefinition(kind="workflow", code="w", name="w"),
         catalog_wire.ChangeDefinition(definition_id=workflow, kind="workflow", name="other"),
         catalog_wire.CreateVersion(definition_id=workflow, kind="workflow", spec=scenario.dsl, status="published"),

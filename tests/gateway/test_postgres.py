@@ -401,9 +401,10 @@ async def test_lists_of_runs_use_their_index(db: Database) -> None:
     await db.admin.execute(
         """insert into run (id, tenant_id, seq, kind, status, mode, workflow_id, workflow_version_id, inputs, state,
              allowance, active, pending, compensation_failed, compensates, compensations, correlation_id, traceparent,
-             actor, created_at)
+             actor, created_at, children, paused, parent_paused)
            select gen_random_uuid(), 't' || i % 50, 1, 'graph', 'completed', 'auto', gen_random_uuid(),
-             gen_random_uuid(), '{}', '{}', 0, 0, 0, false, false, 0, '', '', '', i from generate_series(1, 20000) i"""
+             gen_random_uuid(), '{}', '{}', 0, 0, 0, false, false, 0, '', '', '', i, 0, false, false
+           from generate_series(1, 20000) i"""
     )
     await db.admin.execute("analyze run")
     newest = Page(RUNS, ("created_at", "id"), 51)

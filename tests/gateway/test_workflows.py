@@ -169,3 +169,38 @@ async def test_everything_that_is_wrong_comes_back_in_one_answer(http: httpx.Asy
     named = {error["pointer"].split("/")[3] for error in errors if error["pointer"].startswith("/dsl_json/nodes/")}
     right = {"1" if index == 1 else str(index) for index, node in enumerate(WRONG["nodes"]) if node["id"] in ("x", "y")}
     assert named | right >= {str(index) for index in range(len(WRONG["nodes"]))}, "every wrong node is named"
+
+
+async def test_a_path_that_nothing_can_set_is_named_with_what_was_meant(http: httpx.AsyncClient) -> None:
+    workflow = await made(http, "", code="w", name="W")
+    declared = {"inputs": {"plan": {"default": "free"}, "客户名": {"type": "string"}}}
+    greet = {"template": "{{inputs.客户}} {{inputs.plan}} {{nodes.greet.text}}"}
+    dsl = {
+        "nodes": [
+            {"id": "start", "type": "start", "config": declared},
+            {"id": "greet", "type": "answer", "config": greet},
+        ],
+        "edges": [{"source": "start", "target": "greet"}],
+    }
+    body = {"workflow_id": workflow["id"], "dsl_json": dsl}
+    draft = await http.post("/gateway/workflows/versions", json=body)
+    at = "/dsl_json/nodes/1/config/template"
+    assert draft.json()["problems"] == [
+        {
+            "pointer": at,
+            "code": "undeclared_input",
+            "detail": "no start node declares an input '客户'; did you mean '客户名'?",
+            "severity": "error",
+        },
+        {
+            "pointer": at,
+            "code": "impossible_reference",
+            "detail": "'greet' reads its own answer, and no loop leads back to it",
+            "severity": "error",
+        },
+    ]
+    refused = await http.post("/gateway/workflows/versions", json=body | {"status": "published"})
+    assert refused.status_code == 422
+    assert [each["code"] for each in refused.json()["errors"]] == ["undeclared_input", "impossible_reference"]
+    greet["template"] = "{{inputs.客户名}} {{inputs.plan}}"
+    assert (await http.post("/gateway/workflows/versions", json=body | {"status": "published"})).status_code == 201

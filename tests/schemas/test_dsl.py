@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,3 +255,9 @@ def test_foreign_references_are_listed() -> None:
         ("/nodes/1/config/agent_id", "agent_id", "x"),
         ("/nodes/1/config/agent_version_id", "agent_version_id", "y"),
     ]
+
+
+def test_the_shipped_example_has_no_problems() -> None:
+    triage = Path(__file__).parents[2] / "infra" / "examples" / "triage.json"
+    _, problems = parse(json.loads(triage.read_text("utf-8")))
+    assert problems == []

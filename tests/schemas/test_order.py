@@ -14,7 +14,7 @@ from schemas.workflow.dsl import parse
 from schemas.workflow.order import PAIRS_MAX, Order
 from tests.schemas.workflows import edge, node
 from tests.simulation.generator import Oracle, grown
-from tests.simulation.interpreter import CancelRequested, Spec, drive
+from tests.simulation.interpreter import RUN_ID, CancelRequested, Spec, drive
 from tests.simulation.loops import NodeRun
 from tests.simulation.reads import Readable, reads_of
 
@@ -67,8 +67,8 @@ class Watching(Spec):
         self.seen: set[tuple[str, str]] = set()
         super().__init__(*given)
 
-    def _scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
-        scope = super()._scope(node, compensates)
+    def scope(self, node: str, compensates: NodeRun | None) -> dict[str, Any]:
+        scope = super().scope(node, compensates)
         self.seen |= {(node, other) for other in scope["nodes"]}
         return scope
 
@@ -78,7 +78,7 @@ def test_no_run_reads_what_the_checker_calls_impossible(first: int) -> None:
     """Of generated workflows as they were grown, with paths to nodes before, beside and behind."""
     told: Counter[str] = Counter()
     for seed in range(first, first + 50):
-        builder = grown(seed)
+        builder = grown(str(seed))
         dsl = {"nodes": builder.nodes, "edges": builder.edges}
         readable = Readable(dsl)
         impossible = {read for read in reads_of(dsl) if not readable.may(*read)}
@@ -96,7 +96,8 @@ def test_no_run_reads_what_the_checker_calls_impossible(first: int) -> None:
         told.update(each.code for each in problems)
         for chance in range(4):
             cancel = CancelRequested(compensate=True) if chance == 3 else None
-            spec = Watching(dsl, builder.inputs, "run", Oracle(seed, builder.behaviours))
+            effects = Oracle(seed, builder.behaviours, builder.people, builder.children)
+            spec = Watching(dsl, builder.inputs, RUN_ID, effects)
             drive(spec, random.Random(chance), cancel, chance * 2)
             assert not spec.seen & impossible, f"seed {seed} order {chance}: {spec.seen & impossible}"
     assert told["impossible_reference"] > 10

@@ -241,6 +241,7 @@ WRONG: list[tuple[Any, str, str]] = [
     (graph(A, B, C, edge("b", "c"), edge("c", "b")), "/nodes/1", "unreachable_node"),
     (graph(A, B, C, edge("b", "c"), edge("c", "b")), "/nodes/1", "cycle_without_allow_loop"),
     (graph(A, B, edge("a", "b"), edge("b", "a")), "/nodes", "no_start_node"),
+    (graph(A, node("b", "join", allow_loop=True), edge("b", "b")), "/nodes/1", "unreachable_node"),
     (graph(A, B, C, edge("a", "b"), edge("b", "c"), edge("c", "b")), "/edges/2", "cycle_without_allow_loop"),
     (graph(A, B, edge("a", "b"), edge("b", "b")), "/edges/1", "cycle_without_allow_loop"),
     (graph(A, *LOOP[1:3], edge("h", "t"), edge("t", "h")), "/nodes/1", "loop_without_entry"),

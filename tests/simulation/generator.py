@@ -92,14 +92,7 @@ class Builder:
         self.delayed = self.chance.choice([0.0, 0.0, 0.2])
         self.asks = self.likely(0.35)
         self.starts = self.likely(0.35) and nested < NESTED_MAX
-        self.facts = [
-            "run.id",
-            "current.node_id",
-            "inputs.amount",
-            "inputs.extra.1.y",
-            "inputs.客户",
-            "inputs.greeting",
-        ]
+        self.facts = ["run.id", "current.node_id", "inputs.amount", "inputs.extra.1.y", "inputs.客户"]
         self.state = ["state.a", "state.客户", "state.amount", "state.missing.deep"]
         self.texts: list[str] = []
         self.fails = False
@@ -152,7 +145,7 @@ class Builder:
             "greeting": {"type": "string", "default": "hello"},
         }
         start = self.add("start", {"inputs": declared} if self.likely(0.7) else {})
-        self.facts.append(f"nodes.{start}.output.greeting")
+        self.facts.append("inputs.greeting")
         return [(start, None), *(self.step([]).outs if self.likely(0.15) else [])]
 
     def ending(self, outs: list[Out]) -> None:

@@ -151,6 +151,14 @@ def test_inputs_that_are_too_large_with_their_defaults_are_refused() -> None:
     flow.when(flow.create(inputs=large | {"n": "small"})).then("run created", "completed start", "ready b")
 
 
+def test_inputs_that_are_too_large_with_the_defaults_of_two_starts_are_refused() -> None:
+    half = "x" * (VALUE_BYTES_MAX // 2)
+    declared = {name: {"inputs": {name: {"default": half}}} for name in ("a", "b")}
+    flow = Flow("a:start b:start", configs=declared)
+    refusal = flow.when(flow.create()).rejected("invalid_inputs", 422)
+    assert [(each["pointer"], each["code"]) for each in refusal.errors] == [("/inputs", "too_large")]
+
+
 def test_a_run_may_begin_in_the_middle() -> None:
     flow = Flow("a:code b:answer c:answer join:join", "a>b a>c b>join c>join")
     command = flow.create(initial_node={"node_id": "b", "node_type": "answer"})

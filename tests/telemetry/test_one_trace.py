@@ -213,7 +213,7 @@ def test_every_command_of_the_run_is_in_that_trace_with_timers_and_take_over(see
     run = seen.runs[TENANT]
     handled = [s for s in seen.collector.spans if s.attributes.get("agent_platform.aggregate_id") == run]
     names = {s.name.removeprefix("process runtime.") for s in handled}
-    assert {"create_run", "fail_node", "complete_node", "wake_node", "expire_lease"} <= names
+    assert {"create_run", "fail_node", "complete_node", "resume_node", "expire_lease"} <= names
     assert {s.trace_id for s in handled} == {TRACE}
 
 

@@ -39,11 +39,11 @@ _PENDING = "SELECT id, run_id, due_at, wait_id FROM node_run WHERE status = 'pen
 _WAITS_FOR_RUNS = f"""SELECT n.id, n.run_id, n.wait_on, n.wait_id, c.status FROM node_run n
 JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN run c ON c.id = n.wait_id
 WHERE n.status = 'pending' AND n.wait_on = 'run' AND e.at < $1
-  AND (c.id IS NULL OR c.status IN ({_ENDED}) AND c.ended_at < to_timestamp($1))"""
+  AND (c.id IS NULL OR c.status IN ({_ENDED}) AND c.ended_at < $1)"""
 _WAITS_FOR_TASKS = """SELECT n.id, n.run_id, n.wait_on, n.wait_id, t.status FROM node_run n
 JOIN event e ON e.aggregate_id = n.run_id AND e.seq = n.seq LEFT JOIN human_task t ON t.id = n.wait_id
 WHERE n.status = 'pending' AND n.wait_on = 'task' AND e.at < $1
-  AND (t.id IS NULL OR t.ended_at < to_timestamp($1))"""
+  AND (t.id IS NULL OR t.ended_at < $1)"""
 _TASKS = "SELECT id, due_at FROM human_task WHERE ended_at IS NULL AND due_at IS NOT NULL"
 _DEFERRED = "SELECT command_id FROM command_outcome WHERE status = 'pending' AND deferred"
 _TIMER_IDS = "SELECT id FROM timer WHERE id = ANY($1::uuid[])"
