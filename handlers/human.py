@@ -184,7 +184,8 @@ def cancel(command: CancelTask, rows: Rows, meta: Meta) -> Iterator[Decision]:
         return
     _refuse_ended(task)
     yield TaskCancelled(reason=command.reason, cancelled_by=meta.actor)
-    yield from _told(task, Answer(code="task_cancelled", detail=command.reason or "the task was cancelled"))
+    detail = command.reason or "the task was cancelled"
+    yield from _told(task, Answer({"retryable": False}, "task_cancelled", detail))
 
 
 def withdraw(command: WithdrawTask, rows: Rows, meta: Meta) -> Iterator[Decision]:

@@ -389,12 +389,16 @@ def _node_run(rows: Rows, meta: Meta, node_run_id: str) -> tuple[Run, NodeRun]:
 
 
 def answered(answer_to: AnswerTo, answer: Answer) -> Command:
-    """What tells a node run that what it awaits has ended: its task or its child run, or that there never was one."""
+    """What tells a node run that what it awaits has ended: its task or its child run, or that there never was one.
+
+    A task or a run that ends badly has a result as well; what is refused has none.
+    """
     known: JsonObject = answer.result or {}
     names = {"run_id": answer_to.aggregate_id, "node_run_id": answer_to.subject, "wait_id": answer_to.wait_id}
     if answer.failed:
         error = Failure(code=answer.code, message=answer.detail[:2_000])
-        return wire.ResumeNode(**names, error=error, retryable=known.get("retryable", False))
+        retryable = known.get("retryable", False)
+        return wire.ResumeNode(**names, error=error, retryable=retryable, refused=answer.result is None)
     return wire.ResumeNode(
         **names, output=known["output"], output_text=known.get("output_text"), route=known.get("route")
     )

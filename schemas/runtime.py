@@ -288,7 +288,8 @@ class ExpireLease(RunCommand):
 class ResumeNode(RunCommand):
     """What a node run waits for has come, or has come to nothing. Nothing happens if it waits for that no more.
 
-    `timed_out`: the node run waits no longer; what it waited for goes on by itself, and is to be ended.
+    `timed_out`: the node run waits no longer; what it waited for goes on by itself, and is to be ended. `refused`:
+    there never was what it waited for.
     """
 
     type: Literal["runtime.resume_node"] = "runtime.resume_node"
@@ -301,6 +302,7 @@ class ResumeNode(RunCommand):
     error: Failure | None = None
     retryable: bool = False
     timed_out: bool = False
+    refused: bool = False
 
 
 class ContinueRun(RunCommand):

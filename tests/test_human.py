@@ -328,7 +328,7 @@ def test_an_answer_is_bound_to_what_was_shown() -> None:
 def test_a_cancelled_task_is_told_as_a_failure_and_cancelling_twice_is_once() -> None:
     decisions = human.given(created(answer_to=RUN), CLAIMED).when(CANCEL, actor="ada").run()
     assert decisions[0] == TaskCancelled(reason="no", cancelled_by="ada")
-    assert told(decisions) == [Answer(code="task_cancelled", detail="no")]
+    assert told(decisions) == [Answer({"retryable": False}, "task_cancelled", "no")]
     human.given(created(answer_to=RUN), CANCELLED).when(CANCEL).then()
     human.given(CREATED, EXPIRED).when(CANCEL).rejected("task_expired")
 

@@ -239,7 +239,7 @@ class Attempts:
             return (yield from self.completed(place, row, instead, text, error=failure, leaving=leaving, report=report))
         marks = self._plan.after(place, id, Outcome("failed", counts=False)).marks
         yield wire.NodeFailed(**ending, marks=marks)
-        return Ending(failure, id, compensable=node.compensation is not None and _was_handed_over(row))
+        return Ending(failure, id, compensable=node.compensation is not None and _was_handed_over(row, error))
 
     def _retry(
         self, place: Place, row: NodeRun | None, attempt: int, error: NodeError, report: JsonObject | None
@@ -317,9 +317,11 @@ class Attempts:
         }
 
 
-def _was_handed_over(row: NodeRun | None) -> bool:
+def _was_handed_over(row: NodeRun | None, error: NodeError) -> bool:
     """Whether somebody may have begun on it: an executor, a person, a child run."""
-    return row is not None and (row.lease_token > 0 or row.wait_on not in (None, "timer"))
+    if row is None or (error.refused and row.attempt == 1):
+        return False
+    return row.lease_token > 0 or row.wait_on not in (None, "timer")
 
 
 def _report(row: NodeRun | None, report: JsonObject | None) -> JsonObject:

@@ -19,15 +19,18 @@ from schemas.workflow.node_types import NO_CASE, InputSpec, Start, is_of_type
 class NodeError(Exception):
     """A node failed for a reason with a code of its own. `retryable` false: another attempt is pointless.
 
-    `run_id`: the child run that failed.
+    `run_id`: the child run that failed; `refused`: this attempt was handed over to nobody.
     """
 
-    def __init__(self, code: str, message: str, *, retryable: bool = True, run_id: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = True, run_id: str | None = None, refused: bool = False
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retryable = retryable
         self.run_id = run_id
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True)

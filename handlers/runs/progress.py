@@ -35,7 +35,7 @@ def ended(run: Run, event: Ended) -> Iterator[Decision]:
         case wire.RunCompleted():
             yield Reply(answer_to, Answer({"output": event.output, "output_text": event.output_text}))
         case wire.RunCancelled():
-            yield Reply(answer_to, Answer(code="run_cancelled", detail="it was cancelled"))
+            yield Reply(answer_to, Answer({"retryable": False}, "run_cancelled", "it was cancelled"))
         case wire.RunFailed() | wire.RunCompensated():
             yield Reply(answer_to, Answer({"retryable": True}, event.error.code, event.error.message))
         case _:
@@ -235,7 +235,8 @@ class Progress:
             return
         child = row.wait_id if row.wait_on == "run" else None
         message = f"run {child}: {answer.error.message}" if child else answer.error.message
-        error = NodeError(answer.error.code, message, retryable=answer.retryable, run_id=child)
+        retryable, refused = answer.retryable, answer.refused
+        error = NodeError(answer.error.code, message, retryable=retryable, run_id=child, refused=refused)
         yield from self.failed(row, error, output=answer.output, text=answer.output_text)
 
     def requeued(self, row: NodeRun) -> Iterator[Decision]:

@@ -8,6 +8,8 @@ import pytest
 
 from projections.runtime import Run
 from schemas import runtime as wire
+from schemas.decider import Answer
+from schemas.envelope import AnswerTo
 from schemas.messages import Command
 from tests.specs.flow import (
     RUN,
@@ -18,6 +20,7 @@ from tests.specs.flow import (
     child_of,
     complete,
     fail,
+    id_of,
     set_node,
     set_run,
 )
@@ -146,3 +149,21 @@ def test_a_dead_letter_of_a_run_cuts_its_child() -> None:
     flow.when(lost).then(
         "run failing:internal_error", "cancelled a", "cancel compensate force child of a", "run failed:internal_error"
     )
+
+
+@pytest.mark.parametrize(("said", "follows"), [({"refused": True}, []), ({}, ["run compensating a", "queued a/u"])])
+def test_a_child_that_never_was_is_not_made_up_for(said: dict[str, bool], follows: list[str]) -> None:
+    flow = Flow("a:workflow u:code", configs={"a": {"compensation_node_id": "u"}}).given()
+    told = flow.when(answer("a", error="broken", **said))
+    end = [*follows, "ready a/u#1"] if follows else ["run failed:broken"]
+    told.then("failed a:broken", "run failing:broken", *end)
+
+
+def test_only_what_was_refused_counts_as_never_having_been() -> None:
+    told = nested().domain.answered
+    address = AnswerTo("runtime", RUN, id_of("a"), child_of("a"))
+    refused = told(address, Answer(code="no_published_version"))
+    stopped = told(address, Answer({"retryable": False}, "run_cancelled"))
+    assert isinstance(refused, wire.ResumeNode)
+    assert isinstance(stopped, wire.ResumeNode)
+    assert (refused.refused, stopped.refused) == (True, False)
