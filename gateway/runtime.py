@@ -7,6 +7,7 @@ from gateway.http.ports import Condition
 from gateway.http.progress import ExecuteNext, execute_next, execute_node_run, execute_run, execute_run_next
 from gateway.http.routing import Action, Listing, Post, Read, Route
 from gateway.time_travel import PARAMETERS, ListThen, ReadThen
+from gateway.until import StartRun
 from projections.catalog_views import WORKFLOW, WORKFLOW_VERSION
 from projections.runtime import NodeRun
 from projections.runtime_views import NODE_RUN, RUN
@@ -52,7 +53,8 @@ _RUN, _NODE = _RUNS + "/{run_id}", _NODES + "/{node_run_id}"
 
 ROUTES: tuple[Route, ...] = (
     ReadThen(_RUN, RUN, READ),
-    Post(
+    StartRun(
+        "POST",
         _RUNS,
         CreateRun,
         WRITE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,14 @@ import httpx
 import orjson
 
 from bus.producer import BusUnavailable
+from bus.record_batches import Keyed
 from gateway.audit import AuditLog
 from gateway.http.app import create_app
 from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
-from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, EventReader, Found, Outcome, Page
 from gateway.http.state import Gateway
+from gateway.http.tail import Tail
 from gateway.time_travel import of_page
 from handlers.steps.check import problems_of
 from infra.db import TableSpec
@@ -265,7 +267,20 @@ class World:
             raise ConnectionError("down")
 
 
-def gateway_over(world: World, settings: Settings) -> Gateway:
+class Unreachable:
+    """A reader of events while Kafka is down."""
+
+    async def to_end(self) -> None:
+        raise ConnectionError("down")
+
+    async def read(self, keys: Container[bytes]) -> list[Keyed]:
+        raise ConnectionError("down")
+
+    async def close(self) -> None:
+        pass
+
+
+def gateway_over(world: World, settings: Settings, reader: EventReader | None = None) -> Gateway:
     in_flight = InFlight(settings.commands_in_flight_max, lambda: world.now)
     world.resolve = in_flight.resolve
     return Gateway(
@@ -275,6 +290,7 @@ def gateway_over(world: World, settings: Settings) -> Gateway:
         keys=Keys(world, lambda: world.now, settings.requests_per_second_max),
         in_flight=in_flight,
         audit=AuditLog(world, open_access=not settings.auth_required),
+        tail=Tail(reader or Unreachable()),
         kafka_answers=world.kafka_answers,
     )
 
