@@ -29,7 +29,7 @@ from infra.settings import Settings
 from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import ApiKey
 from projections.catalog import Version
-from projections.runtime import NodeRun, Run
+from projections.runtime import BY_HAND, NodeRun
 from schemas.decider import After, Answer, Awaited, Decision, Deferred, Domain, Meta, Missing, Recorded, Settled
 from schemas.envelope import AnswerTo, Envelope, Headers, decode_headers
 from schemas.messages import Command, Event, Rejected
@@ -219,12 +219,8 @@ class World:
 
     async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
         self._answering()
-        waiting = []
-        for row in self.tables.rows.values():
-            if isinstance(row, NodeRun) and row.status == "queued" and not row.ready:
-                run = self.tables.rows[Run, row.run_id]
-                if run.mode == "manual" and tenant_id in (None, row.tenant_id):
-                    waiting.append(row)
+        nodes = [row for row in self.tables.rows.values() if isinstance(row, NodeRun) and row.listed == BY_HAND]
+        waiting = [row for row in nodes if tenant_id in (None, row.tenant_id)]
         waiting.sort(key=lambda row: (row.created_at, row.seq, row.id))
         return [Candidate(row.id, row.run_id, row.tenant_id) for row in waiting[:limit]]
 
