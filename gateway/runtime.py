@@ -6,6 +6,7 @@ from gateway.http.lists import ListOf
 from gateway.http.ports import Condition
 from gateway.http.progress import ExecuteNext, execute_next, execute_node_run, execute_run, execute_run_next
 from gateway.http.routing import Action, Listing, Post, Read, Route
+from gateway.run_events import RUN_EVENT_LIST
 from gateway.time_travel import PARAMETERS, ListThen, ReadThen
 from gateway.until import StartRun
 from projections.catalog_views import WORKFLOW, WORKFLOW_VERSION
@@ -66,6 +67,7 @@ ROUTES: tuple[Route, ...] = (
         operation="startRun",
     ),
     Listing(_RUNS, RUN_LIST, READ),
+    Listing(_RUN + "/events", RUN_EVENT_LIST, READ, RUN),
     Post(_RUN + "/status", SetRunStatus, WRITE, RUN),
     Post(_RUN + "/cancel", CancelRun, WRITE, RUN),
     Action("POST", _RUN + "/execute-next", ExecuteRun, WRITE, RUN, execute_run_next, fixed={"max_steps": 1}),

@@ -139,6 +139,11 @@ def _list_parameters(route: Listing) -> list[JsonObject]:
         {"name": "limit", "in": "query", "schema": limit},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}},
     ]
+    if route.rows.after is not None:
+        number = {"type": "integer", "minimum": 0}
+        parameters.append(
+            {"name": route.rows.after, "in": "query", "schema": number, "description": "In place of a cursor"}
+        )
     for name in (name for name in route.rows.all_filters if name not in path_names(route.path)):
         schema = _column_schema(route.rows.column(name), route.rows.choices.get(name))
         parameters.append({"name": name, "in": "query", "required": name == route.rows.needs, "schema": schema})

@@ -60,8 +60,8 @@ SCAN_ROWS_MAX = 10_000
 class Page:
     """One page of a list: rows where every column equals its value, after the cursor's row, in `order`.
 
-    `order` names the columns sorted by, ending with `id`. An index finds the rows by `equal`; what they must be
-    besides, `matching` and `where`, is looked for among the first `scan` of them.
+    `order` names the columns sorted by; no two rows have the same values in all of them. An index finds the rows by
+    `equal`; what they must be besides, `matching` and `where`, is looked for among the first `scan` of them.
     """
 
     spec: TableSpec

@@ -19,8 +19,10 @@ from gateway.http.app import create_app
 from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, EventReader, Found, Outcome, Page
+from gateway.http.routing import Listing, path_names
 from gateway.http.state import Gateway
 from gateway.http.tail import Tail
+from gateway.run_events import LoggedEvent
 from gateway.time_travel import of_page
 from handlers.steps.check import problems_of
 from infra.db import TableSpec
@@ -197,8 +199,11 @@ class World:
     async def page(self, tenant_id: str, page: Page) -> Found:
         self._answering()
         kind = page.spec.row
-        rows = self.audits if kind is AuditRecord else [r for r in self.tables.rows.values() if type(r) is kind]
-
+        rows: Iterable[Any] = [row for row in self.tables.rows.values() if type(row) is kind]
+        if kind is AuditRecord:
+            rows = self.audits
+        elif kind is LoggedEvent:
+            rows = map(_logged, self.events)
         return of_page((row for row in rows if row.tenant_id == tenant_id), page)
 
     async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
@@ -263,6 +268,20 @@ class World:
             raise ConnectionError("down")
 
 
+def _logged(recorded: Recorded[Event]) -> LoggedEvent:
+    return LoggedEvent(
+        recorded.aggregate_id,
+        recorded.seq,
+        recorded.event.type,
+        recorded.tenant_id,
+        recorded.at,
+        recorded.actor,
+        recorded.correlation_id,
+        recorded.causation_id,
+        recorded.event.encode(),
+    )
+
+
 class Unreachable:
     """A reader of events while Kafka is down."""
 
@@ -296,3 +315,9 @@ async def client_of(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
+
+
+def shown_at(route: Listing, run_id: str) -> str:
+    """The address of a list that shows something if there is a run."""
+    needs = route.rows.needs if not path_names(route.path) else None
+    return route.path.replace("{run_id}", run_id) + (f"?{needs}={run_id}" if needs else "")
