@@ -14,15 +14,20 @@ from gateway.http.ports import DatabaseUnavailable, EventReader
 
 log = logging.getLogger("agent_platform.tail")
 
-BACK_OFF_SECONDS = 1.0
-LINGER_SECONDS = 5.0
-"""So long it reads on when nobody waits: the next who waits need not wait for it too."""
-LOOK_SECONDS = 5.0
-"""Whoever hears nothing for so long looks: an event may be on its way to Kafka for long, or lost there."""
-LOOK_SECONDS_DEAF = 1.0
-"""The same while events are not read."""
-
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """`look_seconds`: who hears nothing for so long looks, since an event may be on its way to Kafka for long, or lost
+    there; `look_seconds_deaf`: the same while events are not read. `linger_seconds`: so long events are read on when
+    nobody waits, so that the next who does need not wait for the reader too.
+    """
+
+    look_seconds: float = 5.0
+    look_seconds_deaf: float = 1.0
+    linger_seconds: float = 5.0
+    back_off_seconds: float = 1.0
 
 
 class Heard(NamedTuple):
@@ -48,9 +53,9 @@ class Watch:
     async def wait(self, deadline: float) -> Heard | None:
         """The last event heard since the last call; None: time to look all the same, or `deadline` has come."""
         if not self._woken.is_set() and not self.tail.is_closed:
-            pause = LOOK_SECONDS if self.tail.is_reading else LOOK_SECONDS_DEAF
+            look_at = asyncio.get_running_loop().time() + self.tail.look_seconds
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + pause)):
+                async with asyncio.timeout_at(min(deadline, look_at)):
                     await self._woken.wait()
         self._woken.clear()
         heard, self._heard = self._heard, None
@@ -86,14 +91,18 @@ class Tail:
     him, either because events are read already, or because everybody is woken once the reader stands at their end.
     """
 
-    def __init__(self, reader: EventReader, linger_seconds: float = LINGER_SECONDS) -> None:
+    def __init__(self, reader: EventReader, pace: Pace = Pace()) -> None:
         self._reader = reader
-        self._linger_seconds = linger_seconds
+        self._pace = pace
         self._watches: dict[bytes, list[Watch]] = {}
         self._awaited = asyncio.Event()
         self._left_at = 0.0
         self.is_reading = False
         self.is_closed = False
+
+    @property
+    def look_seconds(self) -> float:
+        return self._pace.look_seconds if self.is_reading else self._pace.look_seconds_deaf
 
     @contextlib.contextmanager
     def watch(self, aggregate_id: str, types: Set[str] | None = None) -> Iterator[Watch]:
@@ -122,7 +131,7 @@ class Tail:
                     log.warning("events are not read: %s %s", type(error).__name__, error)
                     self._turn(reading=False)
                     await self._reader.close()
-                    await asyncio.sleep(BACK_OFF_SECONDS)
+                    await asyncio.sleep(self._pace.back_off_seconds)
                 if not self._watches:
                     self._awaited.clear()
         finally:
@@ -141,7 +150,7 @@ class Tail:
         self._wake_all()
 
     def _is_awaited(self) -> bool:
-        return bool(self._watches) or asyncio.get_running_loop().time() < self._left_at + self._linger_seconds
+        return bool(self._watches) or asyncio.get_running_loop().time() < self._left_at + self._pace.linger_seconds
 
     def _turn(self, *, reading: bool) -> None:
         self.is_reading = reading

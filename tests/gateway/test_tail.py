@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Container
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from bus.record_batches import Keyed
 from gateway.http.ports import DatabaseUnavailable
-from gateway.http.tail import Heard, Tail, Watch
+from gateway.http.tail import Heard, Pace, Tail, Watch
 from tests.patience import patient
 
 RUN, OTHER = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e", "0b0c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"
@@ -67,13 +67,26 @@ def script() -> Script:
     return Script()
 
 
+NEVER = 1e6
+BY_EVENTS = Pace(look_seconds=NEVER, look_seconds_deaf=NEVER, linger_seconds=0, back_off_seconds=0)
+"""Who is not woken sees nothing for days."""
+
+
+@contextlib.asynccontextmanager
+async def running(script: Script, pace: Pace) -> AsyncIterator[Tail]:
+    tail = Tail(script, pace)
+    task = asyncio.create_task(tail.run())
+    try:
+        yield tail
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
 @pytest.fixture
 async def tail(script: Script) -> AsyncIterator[Tail]:
-    tail = Tail(script, linger_seconds=0)
-    task = asyncio.create_task(tail.run())
-    yield tail
-    task.cancel()
-    await asyncio.wait({task})
+    async with running(script, BY_EVENTS) as tail:
+        yield tail
 
 
 async def turns() -> None:
@@ -82,17 +95,17 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def soon(seconds: float = 30) -> float:
-    return asyncio.get_running_loop().time() + patient(seconds)
-
-
 @contextlib.asynccontextmanager
-async def waiting(watch: Watch, looks: Looks) -> AsyncIterator[asyncio.Task[str | None]]:
-    task = asyncio.create_task(watch.until(looks, soon()))
+async def waiting(watch: Watch, look: Callable[[], Awaitable[str | None]]) -> AsyncIterator[asyncio.Task[str | None]]:
+    """Somebody who waits, long behind the time a test has."""
+    task = asyncio.create_task(watch.until(look, asyncio.get_running_loop().time() + NEVER))
     await turns()
-    yield task
-    task.cancel()
-    await asyncio.wait({task})
+    try:
+        async with asyncio.timeout(patient(30)):
+            yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def reading(script: Script) -> None:
@@ -102,7 +115,8 @@ async def reading(script: Script) -> None:
 
 async def test_what_is_there_already_is_seen_without_any_event(tail: Tail) -> None:
     with tail.watch(RUN) as watch:
-        assert await watch.until(Looks("done"), soon()) == "done"
+        async with waiting(watch, Looks("done")) as task:
+            assert await task == "done"
 
 
 async def test_nobody_looks_between_wake_ups(tail: Tail, script: Script) -> None:
@@ -146,7 +160,8 @@ async def test_an_event_during_a_look_is_not_lost(tail: Tail, script: Script) ->
 
     with tail.watch(RUN) as watch:
         await reading(script)
-        assert await watch.until(slow, soon()) == "done"
+        async with waiting(watch, slow) as task:
+            assert await task == "done"
     assert looks.count == 2
 
 
@@ -172,14 +187,29 @@ async def test_what_was_heard_before_the_first_look_costs_no_second_one(tail: Ta
             assert looks.count == 1
 
 
-async def test_without_kafka_one_looks_from_time_to_time(tail: Tail, script: Script) -> None:
-    script.ends.put_nowait(ConnectionError("down"))
+async def test_without_kafka_one_looks_from_time_to_time(script: Script) -> None:
+    """Also who began to wait while Kafka was there."""
     looks = Looks()
-    with tail.watch(RUN, ENDED) as watch:
-        async with waiting(watch, looks) as task:
-            looks.there = "done"
-            assert await task == "done"
-    assert not tail.is_reading
+    async with running(script, replace(BY_EVENTS, look_seconds_deaf=0.01)) as tail:
+        with tail.watch(RUN, ENDED) as watch:
+            await reading(script)
+            async with waiting(watch, looks) as task:
+                assert looks.count == 1
+                script.given.put_nowait(ConnectionError("down"))
+                await turns()
+                looks.there = "done"
+                assert await task == "done"
+        assert not tail.is_reading
+
+
+async def test_an_event_that_never_comes_is_not_waited_for(script: Script) -> None:
+    looks = Looks()
+    async with running(script, replace(BY_EVENTS, look_seconds=0.01)) as tail:
+        with tail.watch(RUN, ENDED) as watch:
+            await reading(script)
+            async with waiting(watch, looks) as task:
+                looks.there = "done"
+                assert await task == "done"
 
 
 async def test_after_an_outage_everybody_looks_and_hears_again(tail: Tail, script: Script) -> None:
@@ -188,9 +218,7 @@ async def test_after_an_outage_everybody_looks_and_hears_again(tail: Tail, scrip
         await reading(script)
         async with waiting(watch, looks) as task:
             script.given.put_nowait(ConnectionError("gone"))
-            async with asyncio.timeout(patient(30)):
-                while script.calls.count("to end") < 2:
-                    await asyncio.sleep(0.01)
+            await turns()
             assert script.calls == ["to end", "read", "close", "to end"]
             seen = looks.count
             await reading(script)
@@ -238,9 +266,10 @@ async def test_nobody_is_left_behind_by_one_who_leaves(tail: Tail, script: Scrip
 async def test_a_watch_tells_what_it_heard_last(tail: Tail, script: Script) -> None:
     with tail.watch(RUN) as watch:
         await reading(script)
-        await watch.wait(soon())  # The reader has come to the end.
+        deadline = asyncio.get_running_loop().time() + patient(30)
+        await watch.wait(deadline)  # The reader has come to the end.
         script.given.put_nowait([record("node_completed", 4), record("run_completed", 5)])
-        assert await watch.wait(soon()) == Heard("run_completed", 5)
+        assert await watch.wait(deadline) == Heard("run_completed", 5)
 
 
 async def test_a_gateway_that_stops_lets_everybody_look_once_more(tail: Tail, script: Script) -> None:
@@ -251,7 +280,8 @@ async def test_a_gateway_that_stops_lets_everybody_look_once_more(tail: Tail, sc
             tail.close()
             assert await task is None
         assert looks.count == 2
-        assert await watch.until(looks, soon()) is None
+        async with waiting(watch, looks) as task:
+            assert await task is None
 
 
 async def test_a_database_that_is_away_is_asked_again(tail: Tail, script: Script) -> None:
