@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.http import commands
 from gateway.http.call import Call
 from gateway.http.commands import CommandView, accepted, command_id_of, json_response, preference, result_of
 from gateway.http.identity import Caller
@@ -22,6 +23,7 @@ from schemas.runtime import RUN_ENDED, CreateRun
 UNTIL = "until"
 ENDED = "ended"
 WAIT_SECONDS_MAX = 60.0
+"""For the end. A start whose outcome is not known after commands.WAIT_SECONDS_MAX is answered as any other command."""
 ENDINGS = frozenset(f"runtime.run_{status}" for status in RUN_ENDED)
 """Types of the last event of a run."""
 
@@ -42,6 +44,7 @@ class StartRun(Write[CreateRun]):
         run_id = valid.body.aggregate_id(caller.tenant, command_id)
         wait = preference(valid.request, gateway.settings.outcome_wait_seconds, WAIT_SECONDS_MAX)
         deadline = asyncio.get_running_loop().time() + wait.seconds
+        outcome_seconds = min(wait.seconds, commands.WAIT_SECONDS_MAX)
         shown: Any = None
 
         async def ended() -> Any | None:
@@ -51,7 +54,7 @@ class StartRun(Write[CreateRun]):
             return shown if run.status in RUN_ENDED else None
 
         with gateway.tail.watch(run_id, ENDINGS) as watch:
-            shown = await result_of(gateway, valid.call, valid.outgoing(valid.body, command_id), wait.seconds)
+            shown = await result_of(gateway, valid.call, valid.outgoing(valid.body, command_id), outcome_seconds)
             if shown is None:
                 return accepted(command_id, wait.applied, {"id": run_id})
             found = await watch.until(ended, deadline)

@@ -51,7 +51,10 @@ class Watch:
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self, deadline: float) -> Heard | None:
-        """The last event heard since the last call; None: time to look all the same, or `deadline` has come."""
+        """The last event heard since the last call; None: time to look all the same, or `deadline` has come.
+
+        Returns at once when the tail is closed: whoever waits in turns ends then.
+        """
         if not self._woken.is_set() and not self.tail.is_closed:
             look_at = asyncio.get_running_loop().time() + self.tail.look_seconds
             with contextlib.suppress(TimeoutError):
