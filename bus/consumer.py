@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import LeaderNotAvailableError, UnsupportedCodecError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -29,7 +30,8 @@ FETCH_BYTES_MAX = 1024 * 1024
 HOLES_MAX = 10_000
 """Remembered at a time, over all partitions; one that is forgotten costs a few fetches."""
 
-_UNCOMMITTED, _COMMITTED = 0, 1
+UNCOMMITTED, COMMITTED = 0, 1
+"""How far a partition is read: to its end, or up to the first open transaction."""
 _LATEST = -1
 Polled = dict[TopicPartition, list[Any]]
 
@@ -110,7 +112,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         """Where these partitions begin and end. Raises KafkaError."""
         wanted = list(places)
         begins = await self.beginning_offsets(wanted)
-        highs = await self._high_watermarks(wanted)  # Before the ends: what is appended between them is not held back.
+        # Before the ends: what is appended between them is not held back.
+        highs = await latest(self._client, wanted, UNCOMMITTED)
         ends = await self.end_offsets(wanted)
         return {place: Bounds(begins[place], ends[place], max(highs[place], ends[place])) for place in wanted}
 
@@ -119,7 +122,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
 
         None if that record belongs to no transaction: the one that was open has ended.
         """
-        data, _ = await self._fetch(place, offset, _UNCOMMITTED)
+        data, _ = await self._fetch(place, offset, UNCOMMITTED)
         batch = next((each for each in batches(data) if each.next_offset > offset), None)
         if batch is None or not batch.transactional or batch.control:
             return None
@@ -179,30 +182,49 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             self._next[place] = after  # `_since` stays: what lies between does not exist.
         return found
 
-    async def _fetch(self, place: TopicPartition, offset: int, isolation: int = _COMMITTED) -> tuple[bytes, Aborted]:
-        wanted = [(place.topic, [(place.partition, offset, FETCH_BYTES_MAX)])]
-        response = await self._client.send(self._leader(place), FetchRequest(0, 1, FETCH_BYTES_MAX, isolation, wanted))
-        ((_, (part,)),) = response.topics
-        if part[1]:
-            raise for_code(part[1])(f"{place.topic}/{place.partition}")
-        return bytes(part[-1] or b""), part[-3 if response.API_VERSION >= 11 else -2] or ()
+    async def _fetch(self, place: TopicPartition, offset: int, isolation: int = COMMITTED) -> tuple[bytes, Aborted]:
+        request = fetch_request({place: offset}, 0, isolation)
+        ((_, data, aborted),) = fetched(await self._client.send(leader_of(self._client, place), request))
+        return data, aborted
 
-    async def _high_watermarks(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        wanted: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-        for place in places:
-            wanted[self._leader(place)][place.topic].append((place.partition, _LATEST))
-        found = {}
-        for leader, asked in wanted.items():
-            response = await self._client.send(leader, OffsetRequest(-1, _UNCOMMITTED, list(asked.items())))
-            for topic, parts in response.topics:
-                for partition, error, _, offset, *_ in parts:
-                    if error:
-                        raise for_code(error)(f"{topic}/{partition}")
-                    found[TopicPartition(topic, partition)] = int(offset)
-        return found
 
-    def _leader(self, place: TopicPartition) -> int:
-        leader = self._client.cluster.leader_for_partition(place)
-        if leader is None or leader < 0:
-            raise LeaderNotAvailableError(f"{place.topic}/{place.partition}")
-        return int(leader)
+async def latest(client: AIOKafkaClient, places: Iterable[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
+    """Where these partitions end: with COMMITTED before the first open transaction. Raises KafkaError."""
+    wanted: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for place in places:
+        wanted[leader_of(client, place)][place.topic].append((place.partition, _LATEST))
+    found = {}
+    for leader, asked in wanted.items():
+        response = await client.send(leader, OffsetRequest(-1, isolation, list(asked.items())))
+        for topic, parts in response.topics:
+            for partition, error, _, offset, *_ in parts:
+                if error:
+                    raise for_code(error)(f"{topic}/{partition}")
+                found[TopicPartition(topic, partition)] = int(offset)
+    return found
+
+
+def fetch_request(starts: Mapping[TopicPartition, int], wait_ms: int, isolation: int = COMMITTED) -> FetchRequest:
+    """A fetch of partitions with one leader, each from its offset on, which waits so long for a first record."""
+    wanted: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for place, offset in starts.items():
+        wanted[place.topic].append((place.partition, offset, FETCH_BYTES_MAX))
+    return FetchRequest(wait_ms, 1, FETCH_BYTES_MAX, isolation, list(wanted.items()))
+
+
+def fetched(response: Any) -> Iterator[tuple[TopicPartition, bytes, Aborted]]:
+    """The batches of each partition of an answer, with its transactions that were aborted. Raises KafkaError."""
+    for topic, parts in response.topics:
+        for part in parts:
+            if part[1]:
+                raise for_code(part[1])(f"{topic}/{part[0]}")
+            aborted = part[-3 if response.API_VERSION >= 11 else -2] or ()
+            yield TopicPartition(topic, part[0]), bytes(part[-1] or b""), aborted
+
+
+def leader_of(client: AIOKafkaClient, place: TopicPartition) -> int:
+    """Raises LeaderNotAvailableError."""
+    leader = client.cluster.leader_for_partition(place)
+    if leader is None or leader < 0:
+        raise LeaderNotAvailableError(f"{place.topic}/{place.partition}")
+    return int(leader)

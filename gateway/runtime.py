@@ -8,7 +8,9 @@ from gateway.http.lists import ListOf
 from gateway.http.ports import Condition
 from gateway.http.progress import ExecuteNext, execute_next, execute_node_run, execute_run, execute_run_next
 from gateway.http.routing import Action, Listing, Post, Read, Route
+from gateway.run_events import RUN_EVENT_LIST
 from gateway.time_travel import PARAMETERS, ListThen, ReadThen
+from gateway.until import StartRun
 from projections.catalog_views import WORKFLOW, WORKFLOW_VERSION
 from projections.runtime import NodeRun
 from projections.runtime_views import NODE_RUN, RUN
@@ -83,7 +85,8 @@ _RUN, _NODE = _RUNS + "/{run_id}", _NODES + "/{node_run_id}"
 
 ROUTES: tuple[Route, ...] = (
     ReadThen(_RUN, RUN, READ),
-    Post(
+    StartRun(
+        "POST",
         _RUNS,
         CreateRun,
         WRITE,
@@ -95,6 +98,7 @@ ROUTES: tuple[Route, ...] = (
         operation="startRun",
     ),
     Listing(_RUNS, RUN_LIST, READ),
+    Listing(_RUN + "/events", RUN_EVENT_LIST, READ, RUN),
     Post(_RUN + "/status", SetRunStatus, WRITE, RUN),
     Post(_RUN + "/cancel", CancelRun, WRITE, RUN),
     Post(_RUN + "/pause", PauseRun, WRITE, RUN),

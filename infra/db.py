@@ -259,6 +259,22 @@ def table(
     )
 
 
+def read_as(row: type[Any], of: sa.Table, parent: str) -> TableSpec:
+    """A table whose rows have no id, for reading only: `row` names the columns wanted. Raises KeyError for another."""
+    return TableSpec(
+        table=of,
+        row=row,
+        columns=tuple(_column(of.columns[field.name]) for field in fields(row)),
+        mutable=(),
+        parent=parent,
+        live=lambda row: True,
+        live_sql="true",
+        whole=False,
+        volatile=None,
+        operational=frozenset(),
+    )
+
+
 _TYPES: dict[Any, Any] = {
     str: sa.Text, int: sa.Integer, float: sa.Double, bool: sa.Boolean, bytes: sa.LargeBinary,
     dict: Json, list: Json, Any: Json,

@@ -9,7 +9,7 @@ from infra.db import Moment, Once, Operational, Small, TableSpec, Uuid, index, t
 from schemas.messages import JsonObject
 from schemas.runtime import NODE_ENDED
 
-UNLISTED, READY, LEASED = 0, 1, 2
+UNLISTED, READY, LEASED, BY_HAND = 0, 1, 2, 3
 """`NodeRun.listed`."""
 
 
@@ -74,9 +74,10 @@ class NodeRun:
     """One node in one iteration. The lease columns are operational: who executes it, until when.
 
     `ready`: it may be claimed. `lease_token` rises with every attempt and every lost lease. `listed`: who has to find
-    it: nobody (UNLISTED), executors (READY) or the sweepers of leases (LEASED). Only this is indexed, so that a step
-    that its lane's owner executes at once changes no index (ADR 012). `wait_on`: what it waits for while it is
-    pending (`schemas.runtime.WaitOn`), `wait_id`: which one; both stay when the node run has ended.
+    it: nobody (UNLISTED), executors (READY), the sweepers of leases (LEASED) or callers who take a manual run's steps
+    (BY_HAND). Only this is indexed, so that a step that its lane's owner executes at once changes no index (ADR 012).
+    `wait_on`: what it waits for while it is pending (`schemas.runtime.WaitOn`), `wait_id`: which one; both stay when
+    the node run has ended.
     """
 
     id: Uuid
@@ -150,6 +151,8 @@ NODE_RUNS = table(
     index("node_run_of", "run_id"),
     index("node_run_ready", "kind", "tenant_id", "created_at", where=f"listed = {READY}"),
     index("node_run_leased", "lane", where=f"listed = {LEASED}"),
+    index("node_run_by_hand", "created_at", where=f"listed = {BY_HAND}"),
+    index("node_run_by_hand_of", "tenant_id", "created_at", where=f"listed = {BY_HAND}"),
     parent="run_id",
     live=lambda node: node.status not in NODE_ENDED,
     live_sql="status IN ('queued', 'running', 'pending')",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, assert_never, cast
 
 from infra.db import changed
-from projections.runtime import LEASED, READY, UNLISTED, Mark, NodeRun, Run
+from projections.runtime import BY_HAND, LEASED, READY, UNLISTED, Mark, NodeRun, Run
 from schemas import runtime as wire
 from schemas.decider import Recorded, Rows
 from schemas.messages import JsonObject
@@ -156,7 +156,7 @@ def _scheduled(before: NodeRun, run: Run, event: wire.NodeScheduled, recorded: H
         kind=event.kind,
         input=event.input,
         ready=event.ready,
-        listed=READY if event.ready else UNLISTED,
+        listed=READY if event.ready else _of_its_turn(run),
         lease_token=1 if event.ready else 0,
         timeout_seconds=event.timeout_seconds,
     )
@@ -171,6 +171,7 @@ def _waiting(before: NodeRun, run: Run, event: wire.NodeWaiting, recorded: Happe
         due_at=event.due_at,
         wait_on=event.on,
         wait_id=event.wait_id,
+        listed=UNLISTED,
     )
 
 
@@ -204,8 +205,13 @@ def _queued(before: NodeRun, run: Run, event: wire.NodeQueued, recorded: Happene
         due_at=0.0,
         wait_on=None,
         wait_id=None,
-        **_UNLEASED,
+        **{**_UNLEASED, "listed": _of_its_turn(run)},
     )
+
+
+def _of_its_turn(run: Run) -> int:
+    """Who has to find a node run that is queued for its turn."""
+    return BY_HAND if run.mode == "manual" else UNLISTED
 
 
 def _started(before: NodeRun, run: Run, event: wire.NodeStarted, recorded: Happened) -> NodeRun:
@@ -276,13 +282,16 @@ def _retry_scheduled(before: NodeRun, run: Run, event: wire.NodeRetryScheduled, 
 
 
 def _requeued(before: NodeRun, run: Run, event: wire.StepRequeued, recorded: Happened) -> NodeRun:
+    fields = _CLAIMABLE if before.ready else _UNLEASED
+    if not before.ready and not before.wait_on:
+        fields = fields | {"listed": _of_its_turn(run)}
     return changed(
         before,
         seq=recorded.seq,
         status="pending" if before.wait_on else "queued",
         lease_token=event.lease_token,
         requeues=event.requeues,
-        **(_CLAIMABLE if before.ready else _UNLEASED),
+        **fields,
     )
 
 

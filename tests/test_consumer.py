@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.lanes import GAPS_MAX, Lane
-from bus.record_batches import decoded
+from bus.record_batches import decoded, keyed
 from bus.store import Claimed
 from tests.poison.raw import SNAPPY, RawRecord, batch
 
@@ -161,6 +161,47 @@ def test_a_format_of_old_is_an_error() -> None:
     data[16] = 1
     with pytest.raises(CorruptRecordException, match="magic 1"):
         decoded(PLACE, bytes(data), 0)
+
+
+# --- records of some keys ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(records, min_size=1, max_size=4), max_size=4), st.sets(st.integers(0, 15)), st.booleans())
+def test_records_of_some_keys_are_those_and_no_others(
+    batches: Sequence[Sequence[RawRecord]], chosen: set[int], squeezed: bool
+) -> None:
+    data, offset = b"", 100
+    for of in batches:
+        one = stored(offset, *of)
+        if squeezed:
+            one = one.with_body(gzip.compress(one.data[BODY_AT:])).with_attributes(GZIP)
+        data += bytes(one)
+        offset += len(of)
+    everything, after = decoded(PLACE, data, 100)
+    keys = {each.key for number, each in enumerate(everything) if number in chosen and each.key is not None}
+    found, place = keyed(PLACE, data, 100, keys)
+    assert place == after
+    assert [(each.key, tuple(each.headers)) for each in found] == [
+        (each.key, each.headers) for each in everything if each.key in keys
+    ]
+
+
+@given(st.binary(max_size=300), st.integers(1, 5))
+def test_a_batch_of_rubbish_stops_nobody_who_waits_for_a_key(rubbish: bytes, count: int) -> None:
+    broken = stored(7, *[RawRecord(b"x")] * count).with_body(rubbish)
+    good = stored(7 + count, RawRecord(b"good", key=b"k" * 36))
+    found, after = keyed(PLACE, bytes(broken) + bytes(good), 7, {b"k" * 36})
+    assert ([each.key for each in found], after) == ([b"k" * 36], 8 + count)
+
+
+def test_an_aborted_record_of_a_key_is_left_out() -> None:
+    data = log(
+        stored(0, RawRecord(b"aborted", key=b"k")).of(7),
+        stored(1, RawRecord(b"abort")).of(7, MARKER),
+        stored(2, RawRecord(b"plain", key=b"k", headers=[(b"n", b"2")])),
+    )
+    found, after = keyed(PLACE, data, 0, {b"k"}, [(7, 0)])
+    assert ([each.headers for each in found], after) == ([[("n", b"2")]], 3)
 
 
 # --- holes ---------------------------------------------------------------------------------------------------

@@ -325,6 +325,15 @@ BREAKS = {
         "I11", "UPDATE node_run SET listed = 1 WHERE run_id = '{done}' AND node_id = 'code'",
         "{done} is listed, and nobody is to execute it"
     ),
+    "a step that callers find although it has ended": (
+        "I11", "UPDATE node_run SET listed = 3 WHERE run_id = '{done}' AND node_id = 'code'",
+        "{done} is listed for callers, but none may take it"
+    ),
+    "a step by hand that no caller finds": (
+        "I11", "WITH r AS (UPDATE run SET mode = 'manual' WHERE id = '{done}')"
+        " UPDATE node_run SET status = 'queued' WHERE run_id = '{done}' AND node_id = 'code'",
+        "{done} is not listed for callers"
+    ),
     "a lease that no sweeper finds": (
         "I11", "UPDATE node_run SET ready = true, status = 'queued', leased_by = 'w', lease_until = 1e10"
         " WHERE run_id = '{done}' AND node_id = 'code'", "{done} is not listed for the sweepers"

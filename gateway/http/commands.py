@@ -48,7 +48,7 @@ class Preference:
         return {"preference-applied": self.applied} if self.applied else {}
 
 
-def preference(request: Request, default_seconds: float) -> Preference:
+def preference(request: Request, default_seconds: float, seconds_max: float = WAIT_SECONDS_MAX) -> Preference:
     """From `Prefer: wait=N` or `respond-async`; preferences that are not understood are ignored."""
     seconds, applied = default_seconds, None
     for header in request.headers.getlist("prefer"):
@@ -56,7 +56,7 @@ def preference(request: Request, default_seconds: float) -> Preference:
             if preferred.strip() == "respond-async":
                 return Preference(0.0, "respond-async")
             if found := _WAIT.match(preferred.strip()):
-                seconds = min(float(found[1]), WAIT_SECONDS_MAX)
+                seconds = min(float(found[1]), seconds_max)
                 applied = f"wait={seconds:g}"
     return Preference(seconds, applied)
 

@@ -33,7 +33,8 @@ class ListOf:
     whose values are looked for among the next SCAN_ROWS_MAX rows of the list. `needs`: the filter without which no
     index gives the list's order. `where` always holds; `special` says what certain values of a filter mean instead
     of equality. `renamed`: the columns of filters that the API calls otherwise. `others`: parameters that are no
-    filters; who serves the list knows what they mean. `unless`: what holds unless that filter is given.
+    filters; who serves the list knows what they mean. `unless`: what holds unless that filter is given. `after`: the
+    parameter by which a list in the order of one number may be begun behind any number, as by a cursor.
     """
 
     view: View[Any]
@@ -48,6 +49,7 @@ class ListOf:
     special: Mapping[str, Mapping[str, Condition]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     unless: Mapping[str, Condition] = field(default_factory=dict)
+    after: str | None = None
     choices: Mapping[str, tuple[str, ...]] = field(init=False)
     """The values that a filter may have, where the view says so."""
 
@@ -86,8 +88,10 @@ def page_of(listing: ListOf, request: Request, ids: Mapping[str, str]) -> Page:
     for name, value in request.query_params.multi_items():
         if name == "limit":
             limit = _limit(value)
-        elif name == "cursor":
-            after = _decoded(value, listing)
+        elif name in ("cursor", listing.after):
+            if after is not None:
+                raise invalid_field(f"/query/{name}", "given_twice", f"give {name} once, and no other place to begin")
+            after = _decoded(value, listing) if name == "cursor" else (_number(value, f"/query/{name}"),)
         elif name in filters:
             special = listing.special.get(name, {}).get(value)
             if special is not None:
@@ -95,7 +99,7 @@ def page_of(listing: ListOf, request: Request, ids: Mapping[str, str]) -> Page:
             else:
                 matching[name] = _value(value, listing.column(name), f"/query/{name}", listing.choices.get(name))
         elif name != "tenant_id" and name not in listing.others:
-            known = ", ".join((*COMMON_PARAMETERS, *filters, *listing.others))
+            known = ", ".join((*COMMON_PARAMETERS, *filters, *listing.others, *filter(None, (listing.after,))))
             raise invalid_field(f"/query/{name}", "unknown_parameter", f"this list knows {known}")
     where = (*where, *(condition for name, condition in listing.unless.items() if name not in matching))
     if listing.needs is not None and listing.needs not in matching:
@@ -142,10 +146,14 @@ def _value(text: str, column: Column, pointer: str, choices: tuple[str, ...] | N
             raise invalid_field(pointer, "invalid_uuid", "must be a uuid")
         return text.lower()
     if column.pg_type in ("int2", "int4"):
-        if not text.isascii() or not text.isdigit() or len(text) > 9:
-            raise invalid_field(pointer, "invalid_number", "must be a whole number")
-        return int(text)
+        return _number(text, pointer)
     return identifier(text, pointer)
+
+
+def _number(text: str, pointer: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise invalid_field(pointer, "invalid_number", "must be a whole number")
+    return int(text)
 
 
 def _encoded(place: tuple[Any, ...]) -> str:

@@ -16,6 +16,7 @@ from gateway.http.ports import SCAN_ROWS_MAX
 from gateway.http.problems import ProblemBody
 from gateway.http.routing import PUBLIC, Action, Listing, Route, Write, path_names
 from gateway.time_travel import ListThen, ReadThen, openapi_parameters
+from gateway.until import StartRun, openapi_parameter
 from infra.db import Column
 from schemas.examples import example_of_shape
 from schemas.messages import JsonObject
@@ -92,6 +93,8 @@ def _operation(route: Route) -> JsonObject:
         parameters.extend(_list_parameters(route))
     if isinstance(route, ReadThen | ListThen):
         parameters.extend(openapi_parameters())
+    if isinstance(route, StartRun):
+        parameters.append(openapi_parameter())
     operation["parameters"] = parameters
     operation["responses"] = _responses(route)
     return operation
@@ -136,6 +139,11 @@ def _list_parameters(route: Listing) -> list[JsonObject]:
         {"name": "limit", "in": "query", "schema": limit},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}},
     ]
+    if route.rows.after is not None:
+        number = {"type": "integer", "minimum": 0}
+        parameters.append(
+            {"name": route.rows.after, "in": "query", "schema": number, "description": "In place of a cursor"}
+        )
     for name in (name for name in route.rows.all_filters if name not in path_names(route.path)):
         schema = _column_schema(route.rows.column(name), route.rows.choices.get(name))
         parameters.append({"name": name, "in": "query", "required": name == route.rows.needs, "schema": schema})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bus.record_batches import Keyed
 from infra.db import Small, TableSpec, Uuid
 from projections.access import ApiKey
 from schemas.decider import Recorded
@@ -16,6 +17,18 @@ from schemas.messages import Event
 class CommandBus(Protocol):
     async def send(self, topic: str, partition: int, key: str | None, headers: Headers, body: bytes) -> None:
         """Produce a record and return once all replicas have it. Raises bus.producer.BusUnavailable."""
+
+
+class EventReader(Protocol):
+    """The events of all aggregates from some moment on. Whatever it raises, it is closed and begun again."""
+
+    async def to_end(self) -> None:
+        """Stand at the end: every event that is written after this call has begun will be read."""
+
+    async def read(self, keys: Container[bytes]) -> list[Keyed]:
+        """Events of the aggregates with these ids, each one's in order; returns after a moment if there is none."""
+
+    async def close(self) -> None: ...
 
 
 class DatabaseUnavailable(Exception):
@@ -47,8 +60,8 @@ SCAN_ROWS_MAX = 10_000
 class Page:
     """One page of a list: rows where every column equals its value, after the cursor's row, in `order`.
 
-    `order` names the columns sorted by, ending with `id`. An index finds the rows by `equal`; what they must be
-    besides, `matching` and `where`, is looked for among the first `scan` of them.
+    `order` names the columns sorted by; no two rows have the same values in all of them. An index finds the rows by
+    `equal`; what they must be besides, `matching` and `where`, is looked for among the first `scan` of them.
     """
 
     spec: TableSpec

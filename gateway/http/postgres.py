@@ -14,6 +14,7 @@ from gateway.audit_table import AUDIT_COLUMNS, AUDITS, STATS_SQL
 from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
 from infra.db import Part, TableSpec, metadata, session
 from projections.access import API_KEYS, ApiKey
+from projections.runtime import BY_HAND
 from schemas.decider import Recorded
 from schemas.messages import Event
 from schemas.registry import decode_event
@@ -21,10 +22,7 @@ from schemas.registry import decode_event
 APPLICATIONS: Mapping[Part, str] = {"gateway": "ap_gateway", "lookup": "ap_lookup"}
 """How sessions of a gateway call themselves."""
 
-_CANDIDATE_COLUMNS = {
-    "run": ("mode", "status"),
-    "node_run": ("run_id", "status", "ready", "leased_by", "created_at", "seq"),
-}
+_CANDIDATE_COLUMNS = {"run": ("status",), "node_run": ("run_id", "listed", "created_at", "seq")}
 
 
 def looked_up(tables: Iterable[str]) -> dict[str, tuple[str, ...] | None]:
@@ -41,14 +39,23 @@ def _id_column(table: str) -> str:
     return column.name
 
 
-_CANDIDATES_SQL = """
+def candidates_sql(tenant_id: str | None, limit: int) -> tuple[str, list[Any]]:
+    """The query of what waits for a caller, and its parameters. The limit is written out, so that plans know it."""
+    values: list[Any] = []
+    of_tenant = "" if tenant_id is None else f" and n.tenant_id = {_parameter(values, tenant_id)}"
+    return (
+        f"""
 select n.id, n.run_id, n.tenant_id
 from node_run n join run r on r.id = n.run_id
-where n.status = 'queued' and not n.ready and n.leased_by is null
-  and r.mode = 'manual' and r.status in ('queued', 'running', 'waiting')
+where n.listed = {BY_HAND}{of_tenant} and r.status in ('queued', 'running', 'waiting')
+  and not r.paused and not r.parent_paused
 order by n.created_at, n.seq, n.id
-limit $1
-"""
+limit {limit:d}
+""",
+        values,
+    )
+
+
 _IN_FLIGHT_SQL = """
 select exists (
   select from node_run where run_id = $1 and ready and status in ('queued', 'running', 'pending')
@@ -124,12 +131,9 @@ class Postgres:
             return bool(await connection.fetchval(_IN_FLIGHT_SQL, run_id))
 
     async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
-        if tenant_id is None:
-            async with self._all_tenants() as connection:
-                records = await connection.fetch(_CANDIDATES_SQL, limit)
-        else:
-            async with self._tenant(tenant_id) as connection:
-                records = await connection.fetch(_CANDIDATES_SQL, limit)
+        sql, values = candidates_sql(tenant_id, limit)
+        async with self._all_tenants() if tenant_id is None else self._tenant(tenant_id) as connection:
+            records = await connection.fetch(sql, *values)
         return [Candidate(str(record[0]), str(record[1]), record[2]) for record in records]
 
     async def tenant_of(self, table: str, id: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -30,8 +31,6 @@ from schemas.examples import Example
 from schemas.messages import Command, derive
 from schemas.runtime import NODE_ENDED, RUN_ENDED, ExecuteNode, ExecuteRun, Worker
 
-LOOK_SECONDS_MIN = 0.005
-LOOK_SECONDS_MAX = 0.25
 CANDIDATES_MAX = 20
 RESTING = RUN_ENDED | {"waiting"}
 
@@ -61,7 +60,7 @@ async def execute_run(gateway: Gateway, valid: ValidatedRequest[ExecuteRun]) -> 
 async def execute_node_run(gateway: Gateway, valid: ValidatedRequest[ExecuteNode]) -> Response:
     """One queued node run of a manual run; it is waited for until it rests."""
     tenant_id, id = valid.caller.tenant, valid.body.node_run_id
-    return await _progressed(gateway, valid, lambda result: _node_at_rest(gateway, tenant_id, id))
+    return await _progressed(gateway, valid, valid.body.run_id, lambda result: _node_at_rest(gateway, tenant_id, id))
 
 
 async def _executed(gateway: Gateway, valid: ValidatedRequest[ExecuteRun], *, one: bool) -> Response:
@@ -78,7 +77,7 @@ async def _executed(gateway: Gateway, valid: ValidatedRequest[ExecuteRun], *, on
             return None if rested is None else run_view(rested)
         return None
 
-    return await _progressed(gateway, valid, at_rest)
+    return await _progressed(gateway, valid, run_id, at_rest)
 
 
 async def _node_at_rest(gateway: Gateway, tenant_id: str, node_run_id: str) -> Shown | None:
@@ -92,26 +91,17 @@ async def _node_at_rest(gateway: Gateway, tenant_id: str, node_run_id: str) -> S
 async def _progressed(
     gateway: Gateway,
     valid: ValidatedRequest[C],
+    run_id: str,
     at_rest: Callable[[Shown], Awaitable[Shown | None]],
 ) -> Response:
-    """Send the command, then look until `at_rest` has something to show: 200; 202 when the wait is over."""
+    """Send the command, then wait until `at_rest` has something to show: 200; 202 when the wait is over."""
     wait = preference(valid.request, gateway.settings.outcome_wait_seconds)
     deadline = asyncio.get_running_loop().time() + wait.seconds
     command_id = command_id_of(valid.request, valid.caller.tenant, new_id())
-    result = await result_of(gateway, valid.call, valid.outgoing(valid.body, command_id), wait.seconds)
-    shown = None if result is None else await _look(lambda: at_rest(result), deadline)
+    with gateway.tail.watch(run_id) as watch:
+        result = await result_of(gateway, valid.call, valid.outgoing(valid.body, command_id), wait.seconds)
+        shown = None if result is None else await watch.until(lambda: at_rest(result), deadline)
     return accepted(command_id, wait.applied) if shown is None else json_response(shown, 200, wait.headers)
-
-
-async def _look(at_rest: Callable[[], Awaitable[Shown | None]], deadline: float) -> Shown | None:
-    pause = LOOK_SECONDS_MIN
-    while True:
-        shown = await at_rest()
-        left = deadline - asyncio.get_running_loop().time()
-        if shown is not None or left <= 0:
-            return shown
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * 1.5, LOOK_SECONDS_MAX)
 
 
 async def execute_next(gateway: Gateway, valid: ValidatedRequest[ExecuteNext]) -> Response:
@@ -135,19 +125,20 @@ async def execute_next(gateway: Gateway, valid: ValidatedRequest[ExecuteNext]) -
         try:
             outgoing = _claim(valid, candidate, _nth(command_id, tries))
             tries += 1
-            outcome = await outcome_of(gateway, valid.call, outgoing, wait.seconds)
-            if outcome is None or outcome.status == "succeeded":
-                shown = await _claimed(gateway, candidate, deadline) if outcome else None
-                if shown is None:
-                    return accepted(outgoing.command_id, wait.applied)
-                return json_response(shown, 200, wait.headers)
+            with gateway.tail.watch(candidate.run_id) as watch:
+                outcome = await outcome_of(gateway, valid.call, outgoing, wait.seconds)
+                if outcome is None or outcome.status == "succeeded":
+                    shown = await watch.until(partial(_claimed, gateway, candidate), deadline) if outcome else None
+                    if shown is None:
+                        return accepted(outgoing.command_id, wait.applied)
+                    return json_response(shown, 200, wait.headers)
         finally:
             gateway.claiming.discard(candidate.node_run_id)
     return json_response(None, 200, wait.headers)
 
 
-async def _claimed(gateway: Gateway, candidate: Candidate, deadline: float) -> Shown | None:
-    return await _look(lambda: _node_at_rest(gateway, candidate.tenant_id, candidate.node_run_id), deadline)
+async def _claimed(gateway: Gateway, candidate: Candidate) -> Shown | None:
+    return await _node_at_rest(gateway, candidate.tenant_id, candidate.node_run_id)
 
 
 def _nth(command_id: str, tries: int) -> str:

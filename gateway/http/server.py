@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bus.tail import TopicTail
 from gateway.audit import AuditLog
 from gateway.http.app import create_app
 from gateway.http.identity import Keys
@@ -22,15 +23,17 @@ from gateway.http.ports import CommandBus, DatabaseUnavailable
 from gateway.http.postgres import Postgres
 from gateway.http.replies import Replies
 from gateway.http.state import Gateway
+from gateway.http.tail import Tail
 from gateway.http.telemetry import RequestTelemetry, TelemetryMiddleware
 from infra.settings import Settings
+from schemas.topics import EVENTS
 
 log = logging.getLogger("agent_platform.gateway")
 
 _TARGET = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 
 STOP_SECONDS_MAX = 35
-"""Longer than the longest wait a request may ask for."""
+"""Longer than the longest wait for an outcome that a request may ask for; no longer wait outlives the tail."""
 
 
 class _Protocol(HttpToolsProtocol):
@@ -79,6 +82,7 @@ async def serve(
         keys=Keys(reads, now, settings.requests_per_second_max),
         in_flight=in_flight,
         audit=AuditLog(reads, open_access=not settings.auth_required),
+        tail=Tail(TopicTail(kafka_bootstrap, settings.topic_prefix + EVENTS)),
         kafka_answers=replies.answers,
     )
     app = create_app(gateway)
@@ -88,6 +92,7 @@ async def serve(
         server = http_server(app if telemetry is None else TelemetryMiddleware(app, telemetry))
         await replies.start()
         audits = asyncio.create_task(gateway.audit.run(auditing), name="audits")
+        tailing = asyncio.create_task(gateway.tail.run(), name="tail")
         serving = asyncio.create_task(server.serve([listening]), name="http")
         try:
             await _until_started(server, serving)
@@ -95,7 +100,10 @@ async def serve(
             await _first(serving, stop)
         finally:
             server.should_exit = True
+            gateway.tail.close()
             await serving
+            tailing.cancel()
+            await asyncio.wait({tailing})
             auditing.set()
             await audits
             await _last_flush(gateway.audit)

@@ -10,6 +10,7 @@ from gateway.audit import AuditLog
 from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
 from gateway.http.ports import CommandBus, Reads
+from gateway.http.tail import Tail
 from infra.settings import Settings
 
 
@@ -27,6 +28,7 @@ class Gateway:
     keys: Keys
     in_flight: InFlight
     audit: AuditLog
+    tail: Tail
     kafka_answers: Callable[[], Awaitable[None]]
     claiming: set[str] = field(default_factory=set)
     """Node runs that a worker's call of this process is about to take."""

@@ -14,20 +14,20 @@ import pytest
 
 from gateway.audit_table import AUDITS
 from gateway.http.ports import AuditRecord, Condition, DatabaseUnavailable, Found, Page
-from gateway.http.postgres import Postgres, page_sql
+from gateway.http.postgres import Postgres, candidates_sql, page_sql
 from gateway.http.routing import Listing
 from gateway.platform import AUDIT_LIST
 from gateway.routes import ROUTES
 from gateway.runtime import NODE_RUN_LIST
 from gateway.time_travel import of_page
 from infra.database import migrate as database
-from infra.db import TableSpec, database_of, role_of, session
+from infra.db import Part, TableSpec, database_of, role_of, session
 from infra.domains import PROJECTIONS
 from infra.local.embedded import EmbeddedStack
 from outbox.tables import OUTCOME
 from projections.access import API_KEYS, ApiKey
 from projections.catalog import DEFINITIONS, Definition
-from projections.runtime import NODE_RUNS, RUNS, NodeRun, Run
+from projections.runtime import BY_HAND, LEASED, NODE_RUNS, READY, RUNS, NodeRun, Run
 
 pytestmark = pytest.mark.services
 
@@ -252,7 +252,8 @@ async def test_every_list_is_a_query_that_postgres_takes(db: Database) -> None:
 
 async def test_waiting_node_runs_of_manual_runs_are_candidates_oldest_first(db: Database) -> None:
     mine, other, auto, ended = run("t1"), run("t2"), run(mode="auto"), run(status="completed")
-    second, first, foreign = node(mine, created_at=3.0), node(mine, created_at=2.0), node(other, created_at=1.0)
+    second, first = node(mine, created_at=3.0, listed=BY_HAND), node(mine, created_at=2.0, listed=BY_HAND)
+    foreign = node(other, created_at=1.0, listed=BY_HAND)
     await db.put(RUNS, mine, other, auto, ended)
     await db.put(
         NODE_RUNS,
@@ -260,10 +261,10 @@ async def test_waiting_node_runs_of_manual_runs_are_candidates_oldest_first(db: 
         first,
         foreign,
         node(auto),
-        node(ended),
-        node(mine, ready=True),
+        node(ended, listed=BY_HAND),
+        node(mine, ready=True, listed=READY),
         node(mine, status="pending"),
-        node(mine, status="running"),
+        node(mine, status="running", listed=LEASED),
     )
     assert [each.node_run_id for each in await db.reads.candidates("t1", 10)] == [first.id, second.id]
     assert [each.node_run_id for each in await db.reads.candidates(None, 2)] == [foreign.id, first.id]
@@ -420,3 +421,44 @@ async def test_lists_of_runs_use_their_index(db: Database) -> None:
             plan = "\n".join(record[0] for record in await db.admin.fetch("explain " + sql, *values))
         assert f"Index Scan Backward using {index}" in plan
         assert "Sort" not in plan
+
+
+async def test_the_oldest_step_by_hand_is_found_by_an_index(db: Database) -> None:
+    """However many steps of other runs, and of other tenants by hand, are there."""
+    mine, other = run("t10"), run("t0")
+    await db.put(RUNS, mine, other)
+    await db.put(NODE_RUNS, node(mine))
+    await db.admin.execute(
+        f"""insert into node_run select r.*
+           from (select n from node_run n limit 1) as s, generate_series(1, 60000) as i,
+             jsonb_populate_record(s.n, jsonb_build_object('id', gen_random_uuid(), 'tenant_id', 't' || i % 20,
+               'created_at', i, 'listed', case when i % 10 = 0 then 3 else 0 end,
+               'run_id', case when i % 20 = 10 then '{mine.id}' else '{other.id}' end)) as r"""
+    )
+    await db.admin.execute("analyze node_run")
+    await db.admin.execute("analyze run")
+    for tenant_id, index in (("t10", "node_run_by_hand_of"), (None, "node_run_by_hand")):
+        sql, values = candidates_sql(tenant_id, 20)
+        part: Part = "gateway" if tenant_id else "lookup"
+        async with db.admin.transaction():
+            await db.admin.execute(f"set local role {role_of(part, database_of(db.url))}")
+            await db.admin.execute("select set_config('app.tenant_id', $1, true)", tenant_id or "")
+            explained = orjson.loads(await db.admin.fetchval(f"explain (analyze, format json) {sql}", *values))
+        (scan,) = [each for each in _nodes(explained[0]["Plan"]) if each.get("Relation Name") == "node_run"]
+        assert scan["Index Name"] == index
+        assert scan["Actual Rows"] * scan["Actual Loops"] <= 30, explained
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
+
+
+async def test_a_step_that_is_executed_at_once_changes_no_index(db: Database) -> None:
+    """Postgres writes a row beside itself, and no index, as long as no column that any index names has changed."""
+    names = await db.admin.fetchval(
+        """select array_agg(distinct a.attname::text) from pg_index i join pg_attribute a on a.attrelid = i.indrelid
+           where i.indrelid = 'node_run'::regclass and (a.attnum = any(i.indkey)
+             or pg_get_expr(i.indpred, i.indrelid) ~ ('\\m' || a.attname || '\\M'))"""
+    )
+    mutable = {column.name for column in NODE_RUNS.mutable}
+    assert set(names) & mutable == {"kind", "listed"}

@@ -17,7 +17,7 @@ from gateway.http.state import Gateway
 from gateway.routes import ROUTES
 from infra.settings import Settings
 from tests.gateway.test_workflows import GREET
-from tests.gateway.world import World
+from tests.gateway.world import World, shown_at
 
 APPS = "/gateway/workflows/apps"
 JSON = {"content-type": "application/json"}
@@ -217,8 +217,7 @@ async def test_the_examples_show_the_fields_that_answers_have(http: httpx.AsyncC
     assert set(made.json()) == set(get_type_hints(CreatedApiKey))
     listings = [route for route in ROUTES if isinstance(route, Listing)]
     for route in listings:
-        params = {"run_id": run.json()["id"]} if route.rows.needs else {}
-        item = (await http.get(route.path, params=params)).json()["items"][0]
+        item = (await http.get(shown_at(route, run.json()["id"]))).json()["items"][0]
         assert set(item) == set(get_type_hints(shape_of(route))), route.path
 
 

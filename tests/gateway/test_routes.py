@@ -27,6 +27,7 @@ from schemas.examples import Example, example_of_shape
 from schemas.messages import Command, Id
 from tests.gateway.test_runtime import CHAIN, started, workflow
 from tests.gateway.test_workflows import RANDOM
+from tests.gateway.world import shown_at
 from tests.golden.files import OPERATIONS, operations
 
 TASK = "6f1c3d0e-3a53-4a0b-9a51-0d4f7a3c2b1e"
@@ -200,8 +201,7 @@ async def test_what_is_shown_fits_its_schema(http: httpx.AsyncClient) -> None:
     seen = 0
     for route in ROUTES:
         if isinstance(route, Listing):
-            params = {"run_id": run["id"]} if route.rows.needs else {}
-            for item in (await http.get(route.path, params=params)).json()["items"]:
+            for item in (await http.get(shown_at(route, run["id"]))).json()["items"]:
                 TypeAdapter(shape_of(route)).validate_python(item, strict=True)
                 seen += 1
     assert seen >= 6

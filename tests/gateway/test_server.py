@@ -212,6 +212,85 @@ async def test_a_call_that_executes_answers_when_the_step_is_done(settings: Sett
         assert (done["status"], done["output_text"]) == ("completed", "6")
 
 
+FAILS: dict[str, Any] = {
+    "nodes": [
+        {"id": "c", "type": "code", "config": {"language": "python", "code": "result = 1 / 0"}},
+        {"id": "never", "type": "answer", "config": {"template": "不会"}},
+    ],
+    "edges": [{"source": "c", "target": "never"}],
+}
+WAITS: dict[str, Any] = {
+    "nodes": [{"id": "later", "type": "answer", "config": {"template": "later", "delay_seconds": 600}}],
+    "edges": [],
+}
+
+
+@pytest.mark.services
+async def test_a_run_is_started_and_answered_with_its_end(settings: Settings) -> None:
+    async with worker(settings), gateway(settings) as running:
+        http = running.http
+
+        async def workflow(tenant: str, code: str, dsl: dict[str, Any]) -> str:
+            body = {"tenant_id": tenant, "code": code, "name": code}
+            made = await http.post("/gateway/workflows", json=body, headers={"prefer": "wait=30"})
+            version = {"workflow_id": made.json()["id"], "dsl_json": dsl, "status": "published"}
+            published = await http.post("/gateway/workflows/versions", json=version, headers={"prefer": "wait=30"})
+            assert published.status_code == 201, published.text
+            return str(made.json()["id"])
+
+        async def start(workflow_id: str, seconds: int = 60, key: str | None = None) -> httpx.Response:
+            headers = {"prefer": f"wait={seconds}"} | ({"idempotency-key": key} if key else {})
+            path = "/gateway/runtime/runs?until=ended"
+            return await http.post(path, json={"workflow_id": workflow_id}, headers=headers)
+
+        chains = {tenant: await workflow(tenant, "sum", CODE) for tenant in ("t1", "租户")}
+        answers = await asyncio.gather(*(start(chains[tenant]) for tenant in list(chains) * 5))
+        assert {answer.status_code for answer in answers} == {201}
+        runs = [answer.json() for answer in answers]
+        assert [(run["status"], run["output_text"]) for run in runs] == [("completed", "6")] * 10
+        assert [run["tenant_id"] for run in runs] == list(chains) * 5
+        assert len({run["id"] for run in runs}) == 10
+
+        run = runs[-1]
+        events = (await http.get(f"/gateway/runtime/runs/{run['id']}/events")).json()["items"]
+        assert [event["seq"] for event in events] == list(range(1, run["seq"] + 1))
+        assert (events[-1]["type"], events[-1]["data"]["output_text"]) == ("runtime.run_completed", "6")
+        foreign = await http.get(f"/gateway/runtime/runs/{run['id']}/events", headers={"x-tenant-id": "t1"})
+        assert foreign.status_code == 404
+
+        failed = await start(await workflow("t1", "fails", FAILS))
+        assert (failed.status_code, failed.json()["status"]) == (201, "failed"), failed.text
+        assert failed.json()["error"]["node_id"] == "c"
+
+        waits = await workflow("t1", "waits", WAITS)
+        late = await start(waits, seconds=1, key="late")
+        assert (late.status_code, late.json()["result"]["status"]) == (202, "waiting"), late.text
+        run = (await http.get(late.headers["location"])).json()
+        assert (run["id"], run["status"]) == (late.json()["id"], "waiting")
+        cancelling = asyncio.create_task(start(waits, key="late"))
+        cancelled = await http.post(f"{late.headers['location']}/cancel", headers={"prefer": "wait=30"})
+        assert cancelled.json()["status"] == "cancelled"
+        again = await cancelling
+        assert (again.status_code, again.json()["id"], again.json()["status"]) == (201, run["id"], "cancelled")
+
+
+@pytest.mark.services
+async def test_a_gateway_that_stops_answers_those_who_wait_for_an_end(settings: Settings) -> None:
+    async with worker(settings), gateway(settings) as running:
+        http = running.http
+        made = await http.post("/gateway/workflows", json={"code": "w", "name": "W"}, headers={"prefer": "wait=30"})
+        version = {"workflow_id": made.json()["id"], "dsl_json": WAITS, "status": "published"}
+        await http.post("/gateway/workflows/versions", json=version, headers={"prefer": "wait=30"})
+        body = {"workflow_id": made.json()["id"]}
+        path = "/gateway/runtime/runs?until=ended"
+        waiting = asyncio.create_task(http.post(path, json=body, headers={"prefer": "wait=60"}))
+        async with asyncio.timeout(patient(30)):
+            while not (await http.get("/gateway/runtime/runs")).json()["items"]:
+                await asyncio.sleep(0.05)
+        running.stop.set()
+        assert (await waiting).status_code == 202
+
+
 @pytest.mark.services
 async def test_without_a_worker_a_write_waits_and_its_outcome_comes_later(settings: Settings) -> None:
     async with gateway(settings) as running:

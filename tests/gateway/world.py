@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,16 @@ import httpx
 import orjson
 
 from bus.producer import BusUnavailable
+from bus.record_batches import Keyed
 from gateway.audit import AuditLog
 from gateway.http.app import create_app
 from gateway.http.identity import Keys
 from gateway.http.in_flight import InFlight
-from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, Found, Outcome, Page
+from gateway.http.ports import AuditRecord, Candidate, DatabaseUnavailable, EventReader, Found, Outcome, Page
+from gateway.http.routing import Listing, path_names
 from gateway.http.state import Gateway
+from gateway.http.tail import Tail
+from gateway.run_events import LoggedEvent
 from gateway.time_travel import of_page
 from handlers.steps.check import problems_of
 from infra.db import TableSpec
@@ -27,7 +31,7 @@ from infra.settings import Settings
 from outbox.tombstones import TOMBSTONES, Tombstone
 from projections.access import ApiKey
 from projections.catalog import Version
-from projections.runtime import NodeRun, Run
+from projections.runtime import BY_HAND, NodeRun
 from schemas.decider import After, Answer, Awaited, Decision, Deferred, Domain, Meta, Missing, Recorded, Settled
 from schemas.envelope import AnswerTo, Envelope, Headers, decode_headers
 from schemas.messages import Command, Event, Rejected
@@ -195,8 +199,11 @@ class World:
     async def page(self, tenant_id: str, page: Page) -> Found:
         self._answering()
         kind = page.spec.row
-        rows = self.audits if kind is AuditRecord else [r for r in self.tables.rows.values() if type(r) is kind]
-
+        rows: Iterable[Any] = [row for row in self.tables.rows.values() if type(row) is kind]
+        if kind is AuditRecord:
+            rows = self.audits
+        elif kind is LoggedEvent:
+            rows = map(_logged, self.events)
         return of_page((row for row in rows if row.tenant_id == tenant_id), page)
 
     async def history(self, tenant_id: str, aggregate_id: str, seq_max: int | None) -> AsyncIterator[Recorded[Event]]:
@@ -217,12 +224,8 @@ class World:
 
     async def candidates(self, tenant_id: str | None, limit: int) -> Sequence[Candidate]:
         self._answering()
-        waiting = []
-        for row in self.tables.rows.values():
-            if isinstance(row, NodeRun) and row.status == "queued" and not row.ready:
-                run = self.tables.rows[Run, row.run_id]
-                if run.mode == "manual" and tenant_id in (None, row.tenant_id):
-                    waiting.append(row)
+        nodes = [row for row in self.tables.rows.values() if isinstance(row, NodeRun) and row.listed == BY_HAND]
+        waiting = [row for row in nodes if tenant_id in (None, row.tenant_id)]
         waiting.sort(key=lambda row: (row.created_at, row.seq, row.id))
         return [Candidate(row.id, row.run_id, row.tenant_id) for row in waiting[:limit]]
 
@@ -265,7 +268,34 @@ class World:
             raise ConnectionError("down")
 
 
-def gateway_over(world: World, settings: Settings) -> Gateway:
+def _logged(recorded: Recorded[Event]) -> LoggedEvent:
+    return LoggedEvent(
+        recorded.aggregate_id,
+        recorded.seq,
+        recorded.event.type,
+        recorded.tenant_id,
+        recorded.at,
+        recorded.actor,
+        recorded.correlation_id,
+        recorded.causation_id,
+        recorded.event.encode(),
+    )
+
+
+class Unreachable:
+    """A reader of events while Kafka is down."""
+
+    async def to_end(self) -> None:
+        raise ConnectionError("down")
+
+    async def read(self, keys: Container[bytes]) -> list[Keyed]:
+        raise ConnectionError("down")
+
+    async def close(self) -> None:
+        pass
+
+
+def gateway_over(world: World, settings: Settings, reader: EventReader | None = None) -> Gateway:
     in_flight = InFlight(settings.commands_in_flight_max, lambda: world.now)
     world.resolve = in_flight.resolve
     return Gateway(
@@ -275,6 +305,7 @@ def gateway_over(world: World, settings: Settings) -> Gateway:
         keys=Keys(world, lambda: world.now, settings.requests_per_second_max),
         in_flight=in_flight,
         audit=AuditLog(world, open_access=not settings.auth_required),
+        tail=Tail(reader or Unreachable()),
         kafka_answers=world.kafka_answers,
     )
 
@@ -284,3 +315,9 @@ async def client_of(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
+
+
+def shown_at(route: Listing, run_id: str) -> str:
+    """The address of a list that shows something if there is a run."""
+    needs = route.rows.needs if not path_names(route.path) else None
+    return route.path.replace("{run_id}", run_id) + (f"?{needs}={run_id}" if needs else "")

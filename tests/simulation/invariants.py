@@ -14,7 +14,7 @@ from bus.store import Out
 from infra.db import TableSpec
 from infra.domains import EVOLVE
 from projections.fold import FoldRows
-from projections.runtime import UNLISTED
+from projections.runtime import BY_HAND, UNLISTED
 from schemas import catalog as catalog_wire
 from schemas import human as human_wire
 from schemas import registry
@@ -74,7 +74,11 @@ def _forced(world: World) -> set[str]:
 def _listed(world: World, histories: Histories) -> Iterator[str]:
     """Whoever looks for steps finds those that somebody is to execute, and no others."""
     for row in world.database.tables["node_run"].values():
-        if row.listed != UNLISTED and not (row.ready and row.status == "queued"):
+        run = world.database.tables["run"][row.run_id]
+        waits = row.status == "queued" and not row.ready and row.leased_by is None and run.mode == "manual"
+        if (row.listed == BY_HAND) != waits:
+            yield f"node run {row.path} of a run that is {run.mode} is {row.status} and listed as {row.listed}"
+        if row.listed not in (UNLISTED, BY_HAND) and not (row.ready and row.status == "queued"):
             yield f"node run {row.path} is {row.status} and listed"
 
 

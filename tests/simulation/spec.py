@@ -404,8 +404,16 @@ class Spec(Answers):
         return differences
 
     def _legal_seen(self, run: NodeRun, seen: Ended | Attempted) -> list[Ended | Attempted]:
-        """What somebody outside says of an open node run counts whether or not it has begun, and under pause."""
-        if not isinstance(seen, Ended) or not seen.by_hand or self.ending or self.doomed(run) or self.due(run) != RUN:
+        """What somebody outside says of an open node run counts whether or not it has begun, and under pause.
+
+        While the run unwinds it counts of a child run that is still awaited.
+        """
+        if not isinstance(seen, Ended) or not seen.by_hand:
+            return self.legal(run)
+        if self.ending:
+            awaited = self.graph.kind[run.node] == CHILD and (run.node, run.iteration) in self.out and not self.forced
+            return [seen] if awaited else self.legal(run)
+        if self.doomed(run) or self.due(run) != RUN:
             return self.legal(run)
         return [seen] if self.graph.kind[run.node] in WAITING else self._outcomes(run, may_retry=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from projections.runtime import LEASED, READY, UNLISTED
+from projections.runtime import BY_HAND, LEASED, READY, UNLISTED
 from schemas import runtime as wire
 from schemas.messages import Command
 from tests.specs.flow import (
@@ -167,7 +167,7 @@ def test_a_node_of_a_manual_run_is_queued_again() -> None:
     flow.handle(claim("a", seconds=3))
     flow.at = 3.0
     flow.when(expire("a", token=1)).then("requeued a#2")
-    assert (flow.node("a").status, flow.node("a").ready, flow.node("a").listed) == ("queued", False, UNLISTED)
+    assert (flow.node("a").status, flow.node("a").ready, flow.node("a").listed) == ("queued", False, BY_HAND)
     flow.when(execute()).then("steps 1", "steps 0", "ready a#3")
 
 
@@ -222,6 +222,32 @@ def test_a_compensation_may_be_claimed_and_is_given_back() -> None:
     flow.at = 5.0
     flow.when(expire("a/undo", token=2)).then("requeued a/undo#3")
     flow.when(set_node("a/undo", "completed")).then("completed a/undo", "run compensated:broken")
+
+
+@pytest.mark.parametrize("node", ["join", "code"])
+def test_callers_find_what_waits_for_its_turn_and_nothing_else(node: str) -> None:
+    auto = Flow(f"a:{node} b:code", "a>b")
+    auto.given()
+    assert auto.node("a" if node == "code" else "b").listed == READY
+    flow = manual(f"a:{node} b:code")
+    assert flow.node("a").listed == BY_HAND
+    flow.handle(execute_node("a"))
+    assert flow.node("a").listed == (READY if node == "code" else UNLISTED)
+    if node == "code":
+        flow.handle(complete("a"))
+    assert (flow.node("a").listed, flow.node("b").listed) == (UNLISTED, BY_HAND)
+    flow.handle(cancel())
+    assert flow.node("b").listed == UNLISTED
+
+
+def test_callers_find_a_retry_once_it_is_due() -> None:
+    flow = manual(retry_policy={"max_attempts": 2, "retry_delay_seconds": 5})
+    flow.handle(execute_node("a"))
+    flow.handle(fail("a"))
+    assert (flow.node("a").status, flow.node("a").listed) == ("pending", UNLISTED)
+    flow.at = 5.0
+    flow.handle(wake("a", attempt=2))
+    assert (flow.node("a").status, flow.node("a").listed) == ("queued", BY_HAND)
 
 
 # Results.

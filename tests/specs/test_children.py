@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -152,7 +153,7 @@ def test_a_dead_letter_of_a_run_cuts_its_child() -> None:
 
 
 @pytest.mark.parametrize(("said", "follows"), [({"refused": True}, []), ({}, ["run compensating a", "queued a/u"])])
-def test_a_child_that_never_was_is_not_made_up_for(said: dict[str, bool], follows: list[str]) -> None:
+def test_a_child_that_never_was_is_not_made_up_for(said: dict[str, Any], follows: list[str]) -> None:
     flow = Flow("a:workflow u:code", configs={"a": {"compensation_node_id": "u"}}).given()
     told = flow.when(answer("a", error="broken", **said))
     end = [*follows, "ready a/u#1"] if follows else ["run failed:broken"]

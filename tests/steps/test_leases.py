@@ -32,7 +32,8 @@ RUN = """
 INSERT INTO run (id, tenant_id, seq, status, kind, mode, workflow_id, workflow_version_id, allowance, active, pending,
   inputs, state, compensates, compensation_failed, compensations, correlation_id, traceparent, actor,
   children, paused, parent_paused)
-VALUES ($1, 't', 1, 'running', 'graph', 'auto', $1, $1, 0, 0, 0, '{}', '{}', true, false, 0, 'c', 'tp', '', 0, false, false)
+VALUES ($1, 't', 1, 'running', 'graph', 'auto', $1, $1, 0, 0, 0, '{}', '{}', true, false, 0, 'c', 'tp', '',
+  0, false, false)
 """
 
 

@@ -17,7 +17,7 @@ from infra.history.rebuild.folding import Folder
 from infra.history.rebuild.log import COLUMNS, END
 from infra.history.rebuild.report import Difference, RebuildReport
 from outbox.ended import TAKE_LOCK
-from projections.runtime import LEASED, READY, UNLISTED
+from projections.runtime import BY_HAND, LEASED, READY, UNLISTED
 from schemas.topics import COMMANDS, partition_of
 
 AGGREGATES_PER_STEP = 50
@@ -33,7 +33,9 @@ CACHED_NOTE = "definition versions were repaired: a worker that has read one kee
 _FENCE = "UPDATE lane SET epoch = epoch + 1 WHERE id = $1"
 _EVENTS = f"SELECT {COLUMNS} FROM event e WHERE e.aggregate_id = ANY($1::uuid[]) ORDER BY e.aggregate_id, e.seq"
 _LIST = f"""UPDATE node_run SET listed = CASE WHEN status = 'running' THEN {LEASED}
-  WHEN NOT ready OR status <> 'queued' THEN {UNLISTED}
+  WHEN status <> 'queued' THEN {UNLISTED}
+  WHEN NOT ready AND (SELECT mode FROM run WHERE run.id = run_id) = 'manual' THEN {BY_HAND}
+  WHEN NOT ready THEN {UNLISTED}
   WHEN leased_by IS NULL THEN {READY} ELSE {LEASED} END,
   leased_by = CASE WHEN status = 'running' THEN worker ELSE leased_by END,
   lease_until = CASE WHEN status = 'running' THEN coalesce(lease_until, $2) ELSE lease_until END

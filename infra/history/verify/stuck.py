@@ -6,7 +6,7 @@ import asyncio
 
 from bus.statements import load_headers
 from infra.history.verify.system import System, known
-from projections.runtime import LEASED, READY, UNLISTED
+from projections.runtime import BY_HAND, LEASED, READY, UNLISTED
 from schemas import registry
 from schemas.envelope import Malformed, decode_headers
 from schemas.human import ExpireTask
@@ -26,7 +26,10 @@ WHERE n.ready AND n.status = 'queued' AND CASE
 _UNTIMED = f"""SELECT id, run_id, worker FROM node_run
 WHERE status = 'running' AND (leased_by IS NULL OR lease_until IS NULL OR listed <> {LEASED})"""
 _LISTED = f"""SELECT id, run_id, status FROM node_run
-WHERE listed <> {UNLISTED} AND NOT (ready AND status = 'queued') AND NOT (status = 'running' AND listed = {LEASED})"""
+WHERE listed NOT IN ({UNLISTED}, {BY_HAND}) AND NOT (ready AND status = 'queued')
+  AND NOT (status = 'running' AND listed = {LEASED})"""
+_BY_HAND = f"""SELECT n.id, n.run_id, n.listed FROM node_run n JOIN run r ON r.id = n.run_id
+WHERE (n.listed = {BY_HAND}) <> (n.status = 'queued' AND NOT n.ready AND n.leased_by IS NULL AND r.mode = 'manual')"""
 _LEFT_BEHIND = f"""SELECT n.id, n.run_id, r.status FROM node_run n JOIN run r ON r.id = n.run_id
 WHERE n.status IN ('queued', 'running', 'pending') AND r.status IN ({_ENDED})"""
 _RUNS = f"""SELECT r.id, r.status, r.mode, e.at,
@@ -69,6 +72,10 @@ async def check_stuck(system: System) -> None:
         add("I11", [f"node_run {row['id']} of run {row['run_id']}: claimed by {by}, and no sweep finds when that ends"])
     async for row in system.stream(_LISTED):
         add("I11", [f"node_run {row['id']} of run {row['run_id']} is listed, and nobody is to execute it"])
+    async for row in system.stream(_BY_HAND):
+        wrong = "is listed for callers, but none may take it"
+        what = wrong if row["listed"] == BY_HAND else "is not listed for callers"
+        add("I11", [f"node_run {row['id']} of run {row['run_id']} {what}"])
     async for row in system.stream(_LEFT_BEHIND):
         add("I11", [f"node_run {row['id']} is not ended, its run {row['run_id']} is {row['status']}"])
     async for row in system.stream(_RUNS, before):
