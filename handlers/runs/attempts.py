@@ -293,6 +293,10 @@ class Attempts:
         yield wire.NodeCancelled(node_run_id=row.id)
         yield from self._waits.abandon(row, self._run, force=force)
 
+    def cancel_child(self, row: NodeRun) -> Decision:
+        """The child run that it waits for is to end; it is awaited all the same."""
+        return self._waits.cancel_child(row, self._run)
+
     def abandon(self, row: NodeRun, *, compensate: bool = False) -> Iterator[Decision]:
         """What it waits for is not wanted any more."""
         yield from self._waits.abandon(row, self._run, compensate=compensate)

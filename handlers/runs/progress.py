@@ -304,7 +304,7 @@ class Progress:
             if "/" in row.path and self.run.compensates:
                 continue
             if is_waiting_for_run(row) and not force:
-                yield from self._attempts.abandon(row)
+                yield self._attempts.cancel_child(row)
             elif row.leased_by is None or (force and is_held_by_hand(row)):
                 yield from self._attempts.cancelled(row, force=force)
 

@@ -139,6 +139,8 @@ class Waits:
         match row.wait_on:
             case "run":
                 yield self.cancel_child(row, run, force=force, compensate=compensate)
+                if run.is_held:  # Nobody would ever end the pause that came from here.
+                    yield wire.ResumeChild(run_id=cast(str, row.wait_id))
             case "task":
                 yield WithdrawTask(task_id=cast(str, row.wait_id), reason=f"run {run.id} does not wait for it any more")
 

@@ -151,3 +151,16 @@ def test_a_large_run_is_taken_back_in_shares() -> None:
     flow.domain = Flow("s:answer a:code b:code c:code", "s>a s>b s>c", share=2).domain
     flow.when(pause()).then("run paused by self", "queued a", "queued b", "continue")
     flow.when(wire.ContinueRun(run_id=RUN)).then("queued c")
+
+
+def test_a_child_that_is_awaited_no_more_is_not_left_paused() -> None:
+    """Its compensations would wait for ever for a resumption that nobody sends."""
+    flow = Flow("a:workflow b:answer", "a>b").given(pause())
+    flow.when(set_node("a", "completed", output={})).then(
+        "completed a", "cancel child of a", "resume child of a", "queued b"
+    )
+    flow = Flow("a:workflow").given(pause())
+    flow.when(cancel(force=True)).then(
+        "run cancelling", "cancelled a", "cancel force child of a", "resume child of a", "run cancelled"
+    )
+    Flow("a:workflow").given(pause()).when(cancel()).then("run cancelling", "cancel child of a")
