@@ -22,7 +22,10 @@ from schemas.registry import decode_event
 APPLICATIONS: Mapping[Part, str] = {"gateway": "ap_gateway", "lookup": "ap_lookup"}
 """How sessions of a gateway call themselves."""
 
-_CANDIDATE_COLUMNS = {"run": ("status",), "node_run": ("run_id", "listed", "created_at", "seq")}
+_CANDIDATE_COLUMNS = {
+    "run": ("status", "paused", "parent_paused"),
+    "node_run": ("run_id", "listed", "created_at", "seq"),
+}
 
 
 def looked_up(tables: Iterable[str]) -> dict[str, tuple[str, ...] | None]:
