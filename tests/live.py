@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -132,6 +132,18 @@ async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_S
             await asyncio.sleep(0.02)
 
 
+async def cancelled(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """End tasks: a library may swallow a cancellation, so they are told again. One that never ends shows its stack."""
+    end = asyncio.get_running_loop().time() + patient(60)
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=1)
+        if asyncio.get_running_loop().time() > end:
+            raise TimeoutError(f"cannot be cancelled: {pending}")
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def recreate(settings: Settings, topic: str) -> None:
     """Delete a topic and make it anew: all its records are gone."""
     name = settings.topic_prefix + topic
@@ -194,9 +206,7 @@ async def running(settings: Settings, extras: Extras | None = None) -> AsyncIter
                 await until(owned)
                 yield live
             finally:
-                for task in live.tasks:
-                    task.cancel()
-                await asyncio.gather(*live.tasks, return_exceptions=True)
+                await cancelled(live.tasks)
     finally:
         await producer.stop()
         await database.close()
