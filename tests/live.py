@@ -138,7 +138,7 @@ async def cancelled(tasks: Collection[asyncio.Future[Any]]) -> None:
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=1)
+        await asyncio.wait(pending, timeout=patient(1))
         if asyncio.get_running_loop().time() > end:
             raise TimeoutError(f"cannot be cancelled: {pending}")
     await asyncio.gather(*tasks, return_exceptions=True)
