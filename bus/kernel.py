@@ -163,7 +163,7 @@ class Kernel:
     async def _handle(self, records: list[Incoming], *, again: bool = False) -> None:
         """`again`: deciding this one record has taken too long before."""
         pauses = iter((*self.limits.retry_seconds, None))
-        while records := [record for record in records if record.lane in self.lanes]:
+        while records := self._not_waiting(records):
             try:
                 await self._transactions.handle(records)
                 return
@@ -215,6 +215,11 @@ class Kernel:
             mine.append(record)
         return mine
 
+    def _not_waiting(self, records: Iterable[Incoming]) -> list[Incoming]:
+        """Those of lanes that are ours; of one that waits since an earlier part of the batch all are kept back."""
+        ours = [record for record in records if record.lane in self.lanes]
+        return self.preparations.held_back(ours, self.lanes)
+
     def _give_up(self, lanes: Iterable[int], why: str) -> None:
         for id in lanes:
             if id in self.lanes:
@@ -238,7 +243,7 @@ class Kernel:
         """One part of a bisected batch, without patience: what is not handled is given up with its lanes."""
         refused = ""
         for condemned in tries:
-            part = [record for record in part if record.lane in self.lanes]
+            part = self._not_waiting(part)
             if condemned is not None and not condemned.detail:
                 condemned = condemned._replace(detail=refused)
             try:

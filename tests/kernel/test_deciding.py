@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bus.deciding import DecidingTime
+from bus.limits import Limits
 from infra.roles.process import interrupting
 from schemas.decider import Decision, Meta, Missing, Preparation, Rows
 from schemas.topics import partition_of
@@ -139,6 +140,22 @@ async def test_only_the_lane_that_needs_something_waits_for_it() -> None:
     await woken.wait()
     await platform.kernel.handle([])
     assert (platform.notes("a")[1:], workshop.made) == (["x", "x", "x"], 1)
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 100])
+async def test_what_is_behind_in_its_lane_waits_also_if_it_comes_in_another_part_of_the_batch(rows_max: int) -> None:
+    workshop = Workshop()
+    platform = Platform(Toys(need=workshop.decide), background=workshop.background, limits=Limits(rows_max=rows_max))
+    await toys(platform, "a")
+    await platform.feed(*(platform.command(Do(toy_id=named("a"), how=how, detail="x")) for how in ("need", "count")))
+    (lane,) = [each for each in platform.kernel.lanes.values() if each.held]
+    assert (len(platform.notes("a")), len(lane.held)) == (1, 2)
+    woken = asyncio.Event()
+    platform.kernel.preparations.wake = woken.set
+    workshop.go_on.set()
+    await woken.wait()
+    await platform.kernel.handle([])
+    assert len(platform.notes("a")) == 3
 
 
 async def test_what_cannot_be_made_is_a_dead_letter_and_its_lane_goes_on() -> None:
